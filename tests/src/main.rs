@@ -1,0 +1,3 @@
+//! `lab-guest`: PID 1 of a lab kernel, or a plain program on a running one.
+
+fn main() {}

@@ -1,0 +1,226 @@
+//! What the host asks of a guest, and what the guest answers: the one vocabulary both sides share.
+//!
+//! The host writes one [`Job`] as JSON; the guest answers with one [`GuestEvent`] per line.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of this vocabulary; a guest refuses a job of another version.
+pub const PROTOCOL: u32 = 1;
+
+/// Name of the virtio-serial port that carries the guest's events.
+pub const EVENT_PORT: &str = "lab.events";
+
+/// Prefix of an event line when the console has to carry it, because no event port was found.
+pub const CONSOLE_PREFIX: &str = "@lab ";
+
+/// Where the job lies in the initramfs.
+pub const JOB_PATH: &str = "/job.json";
+
+/// One order to a guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Must equal [`PROTOCOL`].
+    pub protocol: u32,
+    /// Seeds every random choice in the guest.
+    pub seed: u64,
+    /// What to do.
+    pub work: Work,
+}
+
+/// The kinds of work a guest knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Work {
+    /// Say hello and power off: proves that the machine boots.
+    Hello,
+    /// Run mount storms and time them.
+    Storm(StormJob),
+    /// Run the test suite.
+    Suite(SuiteJob),
+    /// Give the console to a person.
+    Shell,
+}
+
+/// A list of storms, run one after the other in one boot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StormJob {
+    /// The storms, in the order they run.
+    pub points: Vec<StormPoint>,
+    /// Timed iterations of each point.
+    pub iterations: u32,
+    /// Untimed iterations before them.
+    pub warmup_iterations: u32,
+}
+
+/// Where one storm stands in the space of storms.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StormPoint {
+    /// Which containerd's sequence of calls.
+    pub profile: Profile,
+    /// File system below the layers.
+    pub storage: Storage,
+    /// Propagation of the mount that the storm happens below.
+    pub propagation: Propagation,
+    /// Concurrent container starts.
+    pub threads: u32,
+    /// Container starts in total, per iteration.
+    pub containers: u32,
+    /// Image layers per container.
+    pub layers: u32,
+    /// Inspection passes before each rootfs pass (storm-profiles: containerd makes one or two).
+    pub inspection_passes: u32,
+}
+
+/// A version range of containerd, by what it calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// containerd 2.0.0 - 2.0.6: one idmap per layer, `umount2(MNT_DETACH)`.
+    Detach,
+    /// containerd 2.0.7+, 2.1.5+, 2.2: one idmap of the layers' common parent, `umount2(0)`.
+    Common,
+}
+
+/// What the layers lie on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    /// tmpfs.
+    Tmpfs,
+    /// ext4 on a virtio disk that the machine gives, else on a loop device.
+    Ext4,
+}
+
+/// Propagation type of the storm's parent mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Propagation {
+    /// MS_SHARED, as `/` is on a systemd host.
+    Shared,
+    /// MS_PRIVATE.
+    Private,
+}
+
+/// Which trials to run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SuiteJob {
+    /// Run only trials whose name contains this.
+    pub filter: Option<String>,
+    /// Limit for one trial, in seconds.
+    pub trial_limit_s: u32,
+}
+
+/// One line from a guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum GuestEvent {
+    /// First line of every guest.
+    Hello {
+        /// Must equal [`PROTOCOL`].
+        protocol: u32,
+        /// `uname -r`.
+        kernel_release: String,
+        /// Online CPUs.
+        cpus: u32,
+        /// MemTotal of /proc/meminfo, in KiB.
+        memory_kib: u64,
+    },
+    /// Something a reader of the log should know.
+    Note {
+        /// A sentence.
+        text: String,
+    },
+    /// How far the job is; sent at least every two seconds of work, so silence means a hang.
+    Progress {
+        /// Units done.
+        done: u64,
+        /// Units in all.
+        total: u64,
+        /// Of what: "iterations", "trials".
+        unit: String,
+    },
+    /// One timed iteration of a storm.
+    Sample(Sample),
+    /// One trial of the suite.
+    Trial(TrialResult),
+    /// Last line of a guest whose job came to its end, whatever was found.
+    Done,
+    /// Last line of a guest that could not do its job.
+    Failed {
+        /// What the guest was doing.
+        stage: String,
+        /// What went wrong.
+        error: String,
+    },
+}
+
+/// One timed iteration of one storm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Which storm.
+    pub point: StormPoint,
+    /// Number of the iteration, from 0.
+    pub iteration: u32,
+    /// Wall time of the storm in the guest, in nanoseconds; `None` when an oracle failed: no number then.
+    pub elapsed_ns: Option<u64>,
+    /// Latency of each kind of call: "open_tree", "mount_setattr", "move_mount", "overlay_mount", "umount", "umount_rootfs".
+    pub calls: BTreeMap<String, Latency>,
+    /// What the oracles saw.
+    pub oracle: Oracle,
+}
+
+/// What was checked, and what was found wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Oracle {
+    /// Number of checks made, by name of the oracle ("idmapped_ownership", "layer_content", "mount_table").
+    pub checks: BTreeMap<String, u64>,
+    /// One sentence per check that failed (at most 20; the rest are counted in the last).
+    pub failures: Vec<String>,
+}
+
+/// A latency distribution.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Calls measured.
+    pub count: u64,
+    /// Arithmetic mean, ns.
+    pub mean_ns: f64,
+    /// Median, ns.
+    pub p50_ns: u64,
+    /// 99th percentile, ns.
+    pub p99_ns: u64,
+    /// Largest, ns.
+    pub max_ns: u64,
+    /// The whole histogram: HdrHistogram V2, deflate-free, base64.
+    pub hdr_v2_base64: String,
+}
+
+/// How a trial ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialResult {
+    /// `area::sentence`.
+    pub name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Wall time in the guest, ms.
+    pub elapsed_ms: u64,
+}
+
+/// The three ways a trial can end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It held.
+    Passed,
+    /// It did not hold.
+    Failed {
+        /// What was seen, and what was expected.
+        why: String,
+    },
+    /// Its requirements are not met here.
+    Skipped {
+        /// Which requirement.
+        why: String,
+    },
+}

@@ -1,0 +1,91 @@
+//! Where a kernel runs: each machine boots a kernel with a guest and a job, and yields the guest's events.
+
+use crate::kernel::Kernel;
+use anyhow::Result;
+use mount_storms::protocol::{GuestEvent, Job};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What a machine is, as results record it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineInfo {
+    /// "kvm", "tcg", "virtme", "host", "mock", "simulated".
+    pub kind: String,
+    /// Version of the emulator, or empty.
+    pub version: String,
+    /// CPUs of the guest.
+    pub cpus: u32,
+    /// Memory of the guest, MiB.
+    pub memory_mib: u64,
+    /// Name of the topology (`vm-configs/<topology>.toml`).
+    pub topology: String,
+    /// Whether its clock is a model and not a clock: figures from it say "simulated".
+    pub simulated: bool,
+}
+
+/// One boot to make.
+pub struct Boot<'a> {
+    /// The kernel; `None` on the `host` machine, which has one already.
+    pub kernel: Option<&'a Kernel>,
+    /// The static `lab-guest` binary.
+    pub guest: &'a Path,
+    /// What the guest shall do.
+    pub job: &'a Job,
+    /// Empty folder for this boot's console.log and events.jsonl.
+    pub dir: &'a Path,
+    /// How long to wait for what.
+    pub limits: Limits,
+}
+
+/// Limits of one boot. Every wait has one.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From start to the guest's hello.
+    pub hello: Duration,
+    /// Longest silence of the event channel after that.
+    pub silence: Duration,
+    /// The whole boot.
+    pub total: Duration,
+}
+
+/// What came of a boot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BootLog {
+    /// The guest's events, in order.
+    pub events: Vec<GuestEvent>,
+    /// How it ended.
+    pub end: End,
+    /// Console log, for a person.
+    pub console: PathBuf,
+    /// Real time from start to end, in seconds.
+    pub wall_s: f64,
+}
+
+/// How a boot ended; each is a verdict of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest said it was done, and its console is clean.
+    Finished,
+    /// The guest said that it could not do its job.
+    GuestFailed(String),
+    /// The kernel panicked; the line that says so.
+    Panic(String),
+    /// The console shows something that the splat policy does not allow; the lines.
+    Splat(Vec<String>),
+    /// Nothing was heard for longer than a limit; which, and the last console line.
+    Hang(String),
+    /// The machine ended before the guest was done; how.
+    Died(String),
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// Something that can boot a kernel and run a guest.
+pub trait Machine {
+    /// What it is.
+    fn info(&self) -> &MachineInfo;
+    /// Boots, runs the job, ends. `on_event` sees each event as it arrives. An `Err` means that the machine could not
+    /// even be started; how a started guest ended is in [`BootLog::end`].
+    fn boot(&self, boot: &Boot<'_>, on_event: &mut dyn FnMut(&GuestEvent)) -> Result<BootLog>;
+}
