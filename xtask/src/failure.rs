@@ -6,6 +6,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
+    /// All is well.
+    Success = 0,
     /// A test failed, or the candidate is slower than the baseline.
     Regression = 1,
     /// The command line asks for something that does not exist.

@@ -1,0 +1,337 @@
+//! The whole command line in one file.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mount_storms::protocol::{Profile, Propagation, Storage};
+use std::path::PathBuf;
+
+/// mountlab: does this kernel patch make mount storms scale, and does it break anything?
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 110)]
+pub struct Flags {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build two kernels, boot both, storm both with every result checked, compare, report
+    Bench(BenchFlags),
+    /// Unit tests, lints, series checks, then the suite in guests on mainline and on the patched kernel
+    Test(TestFlags),
+    /// Say what this host lacks and why, and install it after a yes
+    Setup(SetupFlags),
+    /// The kernels: list, fetch the source, build, check the patches
+    #[command(subcommand)]
+    Kernel(KernelCommand),
+    /// The patch queue as a git tree, and back
+    #[command(subcommand)]
+    Series(SeriesCommand),
+    /// A prompt in a booted guest
+    Boot(BootFlags),
+    /// Judge a run again from its files, or one run against another
+    Compare(CompareFlags),
+    /// Write report.md, report.html and comparison.json of a run again from its files
+    Report(ReportFlags),
+}
+
+/// Flags of every command that may have to set the host up.
+#[derive(Clone, Debug, Args)]
+pub struct SetupFlags {
+    /// Install what is missing without asking (it is listed all the same)
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Where a guest runs.
+#[derive(Clone, Debug, Args)]
+pub struct MachineFlags {
+    /// auto | kvm | tcg | virtme | host | mock[:SCRIPT]
+    #[arg(long, default_value = "auto", value_name = "MACHINE")]
+    pub machine: String,
+    /// A file of vm-configs/, without `.toml`
+    #[arg(long, default_value = "smoke", value_name = "NAME")]
+    pub topology: String,
+    /// CPUs of the guest, instead of the topology's
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub cpus: Option<u32>,
+}
+
+/// Where kernel source comes from.
+#[derive(Clone, Debug, Args)]
+pub struct SourceFlags {
+    /// A kernel tree or tarball to use instead of fetching one (it is checked like any other)
+    #[arg(long, value_name = "PATH")]
+    pub source: Option<PathBuf>,
+}
+
+/// Flags of `bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchFlags {
+    /// The candidate: a name of kernels.toml, `patched@N`, `mutant:NAME`, a path to a tree, or `git:URL#ref`
+    #[arg(long, default_value = "patched", value_name = "KERNEL")]
+    pub kernel: String,
+    /// The reference, spelled like --kernel
+    #[arg(long, default_value = "mainline", value_name = "KERNEL")]
+    pub baseline: String,
+    /// containerd's sequence of calls
+    #[arg(long, value_delimiter = ',', default_value = "detach,common", value_name = "PROFILE,...")]
+    pub profile: Vec<ProfileFlag>,
+    /// File system below the layers
+    #[arg(long, value_delimiter = ',', default_value = "tmpfs", value_name = "STORAGE,...")]
+    pub storage: Vec<StorageFlag>,
+    /// Propagation of the mount that the storm happens below
+    #[arg(long, value_delimiter = ',', default_value = "shared", value_name = "TYPE,...")]
+    pub propagation: Vec<PropagationFlag>,
+    /// Image layers per container
+    #[arg(long, value_delimiter = ',', default_value = "10", value_name = "N,...", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub layers: Vec<u32>,
+    /// Container starts per iteration
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub containers: u32,
+    /// Concurrent container starts [default: the guest's CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Inspection passes before each rootfs pass
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=2))]
+    pub inspection_passes: u32,
+    /// Boots of each kernel; the A/A control makes as many again
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub boots: u32,
+    /// Timed iterations of each storm per boot
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub iterations: u32,
+    /// Untimed iterations before them
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub warmup_iterations: u32,
+    /// Seed of the order of boots and of every choice in the guests
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Half-width of "equivalent"
+    #[arg(long, default_value_t = 0.05, value_name = "FRACTION", value_parser = margin)]
+    pub margin: f64,
+    /// Continue an unfinished run: the newest one, or the folder given
+    #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "newest")]
+    pub resume: Option<String>,
+    /// Folder for runs
+    #[arg(long, default_value = "results", value_name = "DIR")]
+    pub results: PathBuf,
+    #[command(flatten)]
+    pub machine: MachineFlags,
+    #[command(flatten)]
+    pub source: SourceFlags,
+    #[command(flatten)]
+    pub setup: SetupFlags,
+}
+
+/// Flags of `test`.
+#[derive(Clone, Debug, Args)]
+pub struct TestFlags {
+    /// The kernel to test besides mainline
+    #[arg(long, default_value = "patched", value_name = "KERNEL")]
+    pub kernel: String,
+    /// Run only trials whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// Leave out the guests: unit tests, lints and series checks that need no kernel build
+    #[arg(long)]
+    pub no_guests: bool,
+    /// The kconfig fragment of the guests' kernels, on top of `base`
+    #[arg(long, default_value = "lockdep", value_name = "FRAGMENT")]
+    pub lane: String,
+    #[command(flatten)]
+    pub machine: MachineFlags,
+    #[command(flatten)]
+    pub source: SourceFlags,
+    #[command(flatten)]
+    pub setup: SetupFlags,
+}
+
+/// The kernels.
+#[derive(Debug, Subcommand)]
+pub enum KernelCommand {
+    /// Which kernels there are, and which are built
+    List,
+    /// Get and check the source
+    Fetch {
+        #[command(flatten)]
+        source: SourceFlags,
+    },
+    /// Build a kernel
+    Build {
+        /// A kernel, spelled as in `bench --kernel`
+        #[arg(default_value = "patched")]
+        kernel: String,
+        /// The kconfig fragment on top of `base`
+        #[arg(long, default_value = "bench", value_name = "FRAGMENT")]
+        kconfig: String,
+        #[command(flatten)]
+        source: SourceFlags,
+    },
+    /// Check the patches: form, strict application, checkpatch
+    Check {
+        /// Build every prefix of the series as well
+        #[arg(long)]
+        each: bool,
+        #[command(flatten)]
+        source: SourceFlags,
+    },
+}
+
+/// The patch queue as a git tree, and back.
+#[derive(Debug, Subcommand)]
+pub enum SeriesCommand {
+    /// Make a git tree with the base and one commit per patch
+    Edit {
+        /// Folder to make
+        dir: PathBuf,
+        #[command(flatten)]
+        source: SourceFlags,
+    },
+    /// Write the commits of such a tree back as the queue
+    Save {
+        /// Folder that `edit` made
+        dir: PathBuf,
+    },
+}
+
+/// Flags of `boot`.
+#[derive(Clone, Debug, Args)]
+pub struct BootFlags {
+    /// A kernel, spelled as in `bench --kernel`
+    #[arg(long, default_value = "patched", value_name = "KERNEL")]
+    pub kernel: String,
+    /// The kconfig fragment on top of `base`
+    #[arg(long, default_value = "bench", value_name = "FRAGMENT")]
+    pub kconfig: String,
+    #[command(flatten)]
+    pub machine: MachineFlags,
+    #[command(flatten)]
+    pub source: SourceFlags,
+    #[command(flatten)]
+    pub setup: SetupFlags,
+}
+
+/// Flags of `compare`.
+#[derive(Clone, Debug, Args)]
+pub struct CompareFlags {
+    /// Folder of a run; its baseline is the baseline
+    pub run: PathBuf,
+    /// Folder of another run, whose baseline becomes the candidate
+    pub other: Option<PathBuf>,
+}
+
+/// Flags of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportFlags {
+    /// Folder of a run
+    pub run: PathBuf,
+}
+
+/// `--profile`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProfileFlag {
+    /// containerd 2.0.0 - 2.0.6: one idmap per layer, umount2(MNT_DETACH)
+    Detach,
+    /// containerd 2.0.7+, 2.1.5+, 2.2: one idmap of the layers' common parent, umount2(0)
+    Common,
+}
+
+/// `--storage`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StorageFlag {
+    /// tmpfs
+    Tmpfs,
+    /// ext4 on a virtio disk or a loop device
+    Ext4,
+}
+
+/// `--propagation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PropagationFlag {
+    /// as `/` is on a systemd host
+    Shared,
+    /// no peer hears of the storm
+    Private,
+}
+
+impl From<ProfileFlag> for Profile {
+    fn from(flag: ProfileFlag) -> Profile {
+        match flag {
+            ProfileFlag::Detach => Profile::Detach,
+            ProfileFlag::Common => Profile::Common,
+        }
+    }
+}
+
+impl From<StorageFlag> for Storage {
+    fn from(flag: StorageFlag) -> Storage {
+        match flag {
+            StorageFlag::Tmpfs => Storage::Tmpfs,
+            StorageFlag::Ext4 => Storage::Ext4,
+        }
+    }
+}
+
+impl From<PropagationFlag> for Propagation {
+    fn from(flag: PropagationFlag) -> Propagation {
+        match flag {
+            PropagationFlag::Shared => Propagation::Shared,
+            PropagationFlag::Private => Propagation::Private,
+        }
+    }
+}
+
+fn margin(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
+        _ => Err("a fraction between 0 and 1 is expected, such as 0.05".into()),
+    }
+}
+
+/// Paths of all commands, as a user types them: "bench", "kernel check".
+#[cfg(test)]
+pub fn command_paths() -> Vec<String> {
+    use clap::CommandFactory;
+    let mut paths = Vec::new();
+    for command in Flags::command().get_subcommands() {
+        let name = command.get_name();
+        if command.get_subcommands().next().is_none() {
+            paths.push(name.to_owned());
+        }
+        paths.extend(command.get_subcommands().map(|sub| format!("{name} {}", sub.get_name())));
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Flags::command().debug_assert();
+    }
+
+    #[test]
+    fn bench_defaults_are_the_readme_command() {
+        let Command::Bench(bench) = Flags::parse_from(["xtask", "bench", "--kernel", "patched"]).command else { panic!() };
+        assert_eq!((bench.boots, bench.baseline.as_str(), bench.resume), (5, "mainline", None));
+        assert_eq!(bench.profile, [ProfileFlag::Detach, ProfileFlag::Common]);
+    }
+
+    #[test]
+    fn resume_takes_an_optional_folder() {
+        let Command::Bench(bench) = Flags::parse_from(["xtask", "bench", "--resume"]).command else { panic!() };
+        assert_eq!(bench.resume.as_deref(), Some("newest"));
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for wrong in [["bench", "--profile=nope"], ["bench", "--margin=2"], ["bench", "--boots=1"]] {
+            assert!(Flags::try_parse_from([&["xtask"][..], &wrong].concat()).is_err(), "{wrong:?}");
+        }
+    }
+}

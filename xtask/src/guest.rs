@@ -1,0 +1,31 @@
+//! Builds `lab-guest`, the static binary that is PID 1 of every guest.
+
+use crate::failure::Exit;
+use crate::process::Task;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// The guest is built for the GNU target, linked statically: glibc's libc.a comes with every C compiler package.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds `lab-guest` in `root` (the workspace) and returns its path.
+///
+/// # Errors
+/// The compiler's last lines, when it does not build.
+pub fn build(root: &Path) -> Result<PathBuf> {
+    let target_dir = root.join("target/guest");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root);
+    cargo.args(["build", "--release", "--package", "mount-storms", "--bin", "lab-guest", "--target", TARGET]);
+    cargo.arg("--target-dir").arg(&target_dir);
+    // Given with an explicit target, the flags reach the guest alone and not the build scripts and macros of the host.
+    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.env_remove("RUSTFLAGS");
+    Task::new(cargo)
+        .limit(Duration::from_secs(1200))
+        .on_failure(Exit::Unavailable, "mend the guest (tests/), then run the same command again")
+        .run()?;
+    Ok(target_dir.join(TARGET).join("release/lab-guest"))
+}

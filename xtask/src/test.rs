@@ -1,0 +1,252 @@
+//! `test`: first what needs no guest (unit tests, lints, series), then the suite in guests on mainline and the candidate.
+
+use crate::cache::Cache;
+use crate::event::{Event, Events};
+use crate::failure::Exit;
+use crate::flags::TestFlags;
+use crate::kernel::Kernel;
+use crate::machine::{Boot, Limits, Machine, MachineKind, Setting};
+use crate::process::Task;
+use crate::{bench, guest, kernel, machine, report, setup};
+use anyhow::{Context, Result};
+use mount_storms::protocol::{GuestEvent, Job, Outcome, PROTOCOL, SuiteJob, TrialResult, Work};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Limit of one trial in a guest, in seconds: lockdep under emulation is some fifty times slower than a host.
+const TRIAL_LIMIT_S: u32 = 60;
+
+/// Limits of a boot that runs the suite. A trial is silent while it runs, hence more than its own limit.
+const LIMITS: Limits =
+    Limits { hello: Duration::from_secs(180), silence: Duration::from_secs(90), total: Duration::from_secs(1500) };
+
+/// What was counted, over unit tests and trials.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Held.
+    pub passed: u64,
+    /// Did not hold.
+    pub failed: u64,
+    /// Requirements not met here.
+    pub skipped: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: Totals) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    fn of_trials(trials: &[TrialResult]) -> Totals {
+        let count = |wanted: fn(&Outcome) -> bool| trials.iter().filter(|trial| wanted(&trial.outcome)).count() as u64;
+        Totals {
+            passed: count(|outcome| matches!(outcome, Outcome::Passed)),
+            failed: count(|outcome| matches!(outcome, Outcome::Failed { .. })),
+            skipped: count(|outcome| matches!(outcome, Outcome::Skipped { .. })),
+        }
+    }
+}
+
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// Runs everything; prints one line per part and the totals last, alone on their line.
+///
+/// # Errors
+/// A part that could not be run at all. A part that ran and failed is counted, and makes the exit code 1.
+pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
+    let mut totals = lints(root, events)?;
+    totals.add(unit_tests(root, events)?);
+    totals.add(series(root, flags, events)?);
+    if !flags.no_guests {
+        totals.add(guests(flags, root, events)?);
+    }
+    println!("{totals}");
+    Ok(if totals.failed == 0 { Exit::Success } else { Exit::Regression })
+}
+
+/// Runs a part that is one command: passed or failed as a whole.
+fn part(name: &str, command: Command, events: Events<'_>) -> Result<(Totals, String)> {
+    events.hear(&Event::StageStarted { stage: name.to_owned() });
+    let task = Task::new(command).limit(Duration::from_secs(1800)).on_failure(Exit::Regression, "mend it, then run it alone");
+    match task.run() {
+        Ok(output) => {
+            println!("{name}: passed");
+            Ok((Totals { passed: 1, ..Totals::default() }, output))
+        }
+        Err(error) if crate::process::interrupted() => Err(error),
+        Err(error) => {
+            println!("{name}: FAILED\n{error:#}");
+            Ok((Totals { failed: 1, ..Totals::default() }, format!("{error:#}")))
+        }
+    }
+}
+
+fn cargo(root: &Path, args: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root).args(args);
+    cargo
+}
+
+fn lints(root: &Path, events: Events<'_>) -> Result<Totals> {
+    let (mut totals, _) = part("cargo fmt", cargo(root, &["fmt", "--all", "--check"]), events)?;
+    let clippy = cargo(root, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]);
+    totals.add(part("cargo clippy", clippy, events)?.0);
+    Ok(totals)
+}
+
+/// Runs `cargo test`; its own counts replace the one of the part when it says them.
+fn unit_tests(root: &Path, events: Events<'_>) -> Result<Totals> {
+    let (whole, output) = part("cargo test", cargo(root, &["test", "--workspace", "--no-fail-fast"]), events)?;
+    let counted = cargo_test_totals(&output);
+    println!("cargo test: {counted}");
+    // A crash before any count (a test binary that does not build) must not pass as "0 failed".
+    Ok(if counted == Totals::default() || (whole.failed > 0 && counted.failed == 0) { whole } else { counted })
+}
+
+/// Sums the lines "test result: ok. 12 passed; 0 failed; 1 ignored; ..." of `cargo test`.
+fn cargo_test_totals(output: &str) -> Totals {
+    let mut totals = Totals::default();
+    for line in output.lines().filter_map(|line| line.trim_start().strip_prefix("test result: ")) {
+        let counts = line.split_once(". ").map_or("", |(_, counts)| counts);
+        for (number, word) in counts.split("; ").filter_map(|count| count.split_once(' ')) {
+            let number = number.parse().unwrap_or(0);
+            match word {
+                "passed" => totals.passed += number,
+                "failed" => totals.failed += number,
+                "ignored" => totals.skipped += number,
+                _ => {}
+            }
+        }
+    }
+    totals
+}
+
+/// Checks the patches as `kernel check` does.
+fn series(root: &Path, flags: &TestFlags, events: Events<'_>) -> Result<Totals> {
+    events.hear(&Event::StageStarted { stage: "kernel check".into() });
+    let cache = Cache::open()?;
+    match kernel::check(root, &cache, flags.source.source.as_deref(), events) {
+        Ok(summary) => {
+            println!("kernel check: {summary}");
+            Ok(Totals { passed: 1, ..Totals::default() })
+        }
+        Err(error) => {
+            println!("kernel check: FAILED\n{error:#}");
+            Ok(Totals { failed: 1, ..Totals::default() })
+        }
+    }
+}
+
+/// Runs the suite in one guest per kernel: mainline first, because mainline is the reference.
+fn guests(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Totals> {
+    setup::ensure(&flags.setup, events)?;
+    let cache = Cache::lock()?;
+    let guest = guest::build(root, events)?;
+    let kind = MachineKind::parse(&flags.machine.machine)?;
+    let topology = bench::topology(&flags.machine)?;
+    let kconfig = ["base", flags.lane.as_str()];
+    let mut kernels = Vec::new();
+    for name in ["mainline", flags.kernel.as_str()] {
+        kernels.push(kernel::prepare(name, &kconfig, &cache, flags.source.source.as_deref(), events)?);
+    }
+    let setting = Setting { cache: cache.dir(), kernel: Some(&kernels[0]), guest: &guest };
+    let opened = machine::open(&kind, &topology, &setting)?;
+    events.hear(&Event::Note(opened.why));
+    let mut totals = Totals::default();
+    for kernel in &kernels {
+        totals.add(suite(kernel, flags, root, &guest, opened.machine.as_ref(), events)?);
+    }
+    Ok(totals)
+}
+
+/// Boots one kernel and runs the suite in it. A boot that ends badly is a failure by itself, whatever its trials said.
+fn suite(
+    kernel: &Kernel,
+    flags: &TestFlags,
+    root: &Path,
+    guest: &Path,
+    machine: &dyn Machine,
+    events: Events<'_>,
+) -> Result<Totals> {
+    let dir = root.join("target/lab-tests").join(format!("{}-{}", kernel.name, flags.lane));
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let work = Work::Suite(SuiteJob { filter: flags.filter.clone(), trial_limit_s: TRIAL_LIMIT_S });
+    let job = Job { protocol: PROTOCOL, seed: 1, work };
+    let boot = Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS };
+    let name = format!("suite on {} ({})", kernel.name, flags.lane);
+    let log = bench::boot_any(machine, &boot, &name, events)?;
+    let trials = trials(&log.events);
+    report::junit::write(&dir.join("junit.xml"), &name, &trials)?;
+    let mut totals = Totals::of_trials(&trials);
+    print!("{}", told(&name, &trials, totals));
+    if let Some(failure) = log.failure() {
+        println!("{name}: the boot ended badly: {failure:#}");
+        totals.failed += 1;
+    } else if totals.passed == 0 {
+        println!("{name}: no trial ran");
+        totals.failed += 1;
+    }
+    Ok(totals)
+}
+
+fn trials(events: &[GuestEvent]) -> Vec<TrialResult> {
+    let trial = |event: &GuestEvent| match event {
+        GuestEvent::Trial(trial) => Some(trial.clone()),
+        _ => None,
+    };
+    events.iter().filter_map(trial).collect()
+}
+
+/// Every trial that did not simply pass, with its reason, and the totals.
+fn told(name: &str, trials: &[TrialResult], totals: Totals) -> String {
+    let mut text = String::new();
+    for trial in trials {
+        match &trial.outcome {
+            Outcome::Passed => {}
+            Outcome::Failed { why } => text += &format!("  FAILED  {}: {why}\n", trial.name),
+            Outcome::Skipped { why } => text += &format!("  skipped {}: {why}\n", trial.name),
+        }
+    }
+    format!("{name}: {totals}\n{text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_several_binaries_add_up() {
+        let output = "running 3 tests\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+                      test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n";
+        assert_eq!(cargo_test_totals(output), Totals { passed: 4, failed: 2, skipped: 1 });
+        assert_eq!(cargo_test_totals("error: could not compile"), Totals::default());
+    }
+
+    #[test]
+    fn the_last_line_is_plain() {
+        assert_eq!(Totals { passed: 3, failed: 0, skipped: 1 }.to_string(), "3 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn failures_and_skips_are_told_with_their_reason() {
+        let trial = |name: &str, outcome| TrialResult { name: name.into(), outcome, elapsed_ms: 1 };
+        let trials = [
+            trial("a::held", Outcome::Passed),
+            trial("b::broke", Outcome::Failed { why: "EBUSY expected, got 0".into() }),
+            trial("c::cannot", Outcome::Skipped { why: "one CPU".into() }),
+        ];
+        let totals = Totals::of_trials(&trials);
+        let text = told("suite", &trials, totals);
+        assert!(text.starts_with("suite: 1 passed, 1 failed, 1 skipped\n"), "{text}");
+        assert!(text.contains("FAILED  b::broke: EBUSY expected") && text.contains("skipped c::cannot: one CPU"), "{text}");
+        assert!(!text.contains("a::held"));
+    }
+}
