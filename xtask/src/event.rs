@@ -42,7 +42,7 @@ pub enum Event {
         boot: String,
     },
     /// A guest spoke.
-    BootEvent {
+    GuestSpoke {
         /// Which boot.
         boot: String,
         /// What it said.

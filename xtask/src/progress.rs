@@ -56,7 +56,7 @@ impl Lines {
 fn progress_of(event: &Event) -> Option<&str> {
     match event {
         Event::StageProgress { stage, .. } => Some(stage),
-        Event::BootEvent { boot, event: GuestEvent::Progress { .. } } => Some(boot),
+        Event::GuestSpoke { boot, event: GuestEvent::Progress { .. } } => Some(boot),
         _ => None,
     }
 }
@@ -73,7 +73,7 @@ fn line(event: &Event) -> Option<String> {
         Event::Note(text) => format!("note: {text}"),
         Event::Warning(text) => format!("warning: {text}"),
         Event::BootStarted { boot } => format!("{boot} ..."),
-        Event::BootEvent { boot, event } => return guest_line(boot, event),
+        Event::GuestSpoke { boot, event } => return guest_line(boot, event),
         Event::BootEnded { boot, end, wall_s } => format!("{boot}: {}, {wall_s:.1} s", end_words(end)),
     })
 }
@@ -165,14 +165,14 @@ impl Listener for Bars {
         match event {
             Event::StageStarted { stage: name } | Event::BootStarted { boot: name } => self.start(name),
             Event::StageProgress { stage, done, total, unit } => self.advance(stage, *done, *total, unit),
-            Event::BootEvent { boot, event: GuestEvent::Progress { done, total, unit } } => {
+            Event::GuestSpoke { boot, event: GuestEvent::Progress { done, total, unit } } => {
                 self.advance(boot, *done, Some(*total), unit);
             }
             Event::StageFinished { stage: name, .. } | Event::BootEnded { boot: name, .. } => {
                 self.finish(name);
                 self.say(event);
             }
-            Event::Note(_) | Event::Warning(_) | Event::BootEvent { .. } => self.say(event),
+            Event::Note(_) | Event::Warning(_) | Event::GuestSpoke { .. } => self.say(event),
         }
     }
 }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn guest(event: GuestEvent) -> Option<String> {
-        line(&Event::BootEvent { boot: "patched 1/5".into(), event })
+        line(&Event::GuestSpoke { boot: "patched 1/5".into(), event })
     }
 
     #[test]

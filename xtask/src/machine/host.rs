@@ -1,9 +1,9 @@
 //! The running kernel as a machine: `lab-guest` as root, which makes itself a private mount namespace.
 
-use super::watch::{Running, console_path, events_path, watch};
+use super::watch::{Running, console_path, events_path, last_said, watch};
 use super::{Boot, BootLog, Machine, MachineInfo};
 use crate::failure::{Exit, Failure};
-use crate::process::{Group, log_tail, status_words};
+use crate::process::{Group, status_words};
 use anyhow::{Context, Result};
 use mount_storms::protocol::GuestEvent;
 use nix::fcntl::OFlag;
@@ -92,8 +92,7 @@ impl Running for RunningGuest {
     fn ended(&mut self) -> Result<Option<String>> {
         let status = self.group.try_wait()?;
         self.kernel_log.copy()?;
-        let said = || format!("lab-guest, having said:\n{}\n", log_tail(&self.log));
-        Ok(status.map(|status| format!("{}{}", said(), status_words(status))))
+        Ok(status.map(|status| format!("lab-guest {}{}", status_words(status), last_said(&self.log))))
     }
 
     fn stop(&mut self) {
@@ -142,11 +141,11 @@ impl KernelLog {
 }
 
 /// A record of /dev/kmsg ("4,1234,5678901,-;text", Documentation/ABI/testing/dev-kmsg) as a serial console shows it with
-/// console_msg_format=syslog: "<4>[    5.678901] text".
+/// console_msg_format=syslog: "<4>[    5.678901] text". The number keeps its facility, which tells the kernel from programs.
 fn shown_record(record: &str) -> String {
     let Some((head, text)) = record.trim_end().split_once(';') else { return record.trim_end().to_owned() };
     let mut fields = head.split(',').map(|field| field.parse::<u64>().unwrap_or(0));
-    let priority = fields.next().unwrap_or(0) & 7;
+    let priority = fields.next().unwrap_or(0);
     let microseconds = fields.nth(1).unwrap_or(0);
     let (seconds, rest) = (microseconds / 1_000_000, microseconds % 1_000_000);
     let text = text.lines().next().unwrap_or_default();
@@ -168,8 +167,10 @@ mod tests {
 
     #[test]
     fn a_record_looks_like_a_console_line() {
-        let record = "12,1234,5678901,-;WARNING: CPU: 0\n SUBSYSTEM=block\n DEVICE=b7:0\n";
+        let record = "4,1234,5678901,-;WARNING: CPU: 0\n SUBSYSTEM=block\n DEVICE=b7:0\n";
         assert_eq!(shown_record(record), "<4>[    5.678901] WARNING: CPU: 0");
+        // 12 is level 4 of facility 1: a program wrote it, not the kernel.
+        assert_eq!(shown_record("12,1,2000000,-;BUG: says a program\n"), "<12>[    2.000000] BUG: says a program");
     }
 
     #[test]

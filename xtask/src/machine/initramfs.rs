@@ -76,8 +76,11 @@ mod tests {
     use mount_storms::protocol::{PROTOCOL, Work};
     use std::io::Read;
 
-    /// Name, mode, device and content of each entry of the first archive in `bytes`, and the bytes after it.
-    fn entries(mut bytes: &[u8]) -> (Vec<(String, u32, (u32, u32), Vec<u8>)>, &[u8]) {
+    /// Name, mode, device and content.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    /// The entries of the first archive in `bytes`, and the bytes after it.
+    fn entries(mut bytes: &[u8]) -> (Vec<Entry>, &[u8]) {
         let mut found = Vec::new();
         loop {
             let mut reader = NewcReader::new(bytes).unwrap();

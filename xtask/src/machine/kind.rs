@@ -5,7 +5,7 @@ use crate::failure::{Exit, Failure};
 use anyhow::Result;
 
 /// What stands after `--machine`, for help texts and errors.
-pub const SPELLINGS: &str = "auto, kvm, tcg, virtme, host, mock[:SCRIPT]";
+const SPELLINGS: &str = "auto, kvm, tcg, virtme, host, mock[:SCRIPT]";
 
 /// A kind of machine.
 #[derive(Clone, Debug, PartialEq)]

@@ -107,7 +107,7 @@ impl Mock {
     }
 
     fn steps(&self, boot: &Boot<'_>, fault: Option<Fault>) -> Vec<Step> {
-        let mut steps = vec![Step::Console("<4>[    0.000000] a scripted kernel"), Step::Event(self.hello(boot))];
+        let mut steps = vec![Step::Console("<6>[    0.000000] a scripted kernel"), Step::Event(self.hello(boot))];
         steps.extend(self.work(boot, fault).into_iter().map(Step::Event));
         steps.push(Step::Event(GuestEvent::Done));
         with_fault(steps, fault)

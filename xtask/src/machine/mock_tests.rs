@@ -152,3 +152,15 @@ fn a_panic_without_a_newline_is_still_a_panic() {
     let log = raw(&hello("7.3.4-mock", PROTOCOL), "<0>[1.0] Kernel panic - not syncing: cut off he").unwrap();
     assert!(matches!(log.end, End::Panic(_)), "{:?}", log.end);
 }
+
+#[test]
+fn a_program_is_quoted_with_its_last_two_lines() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let said = |text: &str| {
+        std::fs::write(log.path(), text).unwrap();
+        super::super::watch::last_said(log.path())
+    };
+    assert_eq!(said(""), "");
+    assert_eq!(said("one\n"), ", having said: one");
+    assert_eq!(said("one\ntwo\n\nthree\n"), ", having said: two; three");
+}

@@ -15,7 +15,7 @@ mod verdict;
 mod virtme;
 mod watch;
 
-pub use kind::{MachineKind, SPELLINGS};
+pub use kind::MachineKind;
 pub use topology::Topology;
 
 use crate::failure::{Exit, Failure};

@@ -3,10 +3,10 @@
 use super::disk::Disk;
 use super::qemu_args::{Accel, BootFiles, arguments};
 use super::topology::Topology;
-use super::watch::{Running, console_path, events_path, watch};
+use super::watch::{Running, console_path, events_path, last_said, watch};
 use super::{Boot, BootLog, Machine, MachineInfo, initramfs};
 use crate::failure::{Exit, Failure};
-use crate::process::{Group, Task, log_tail, status_words};
+use crate::process::{Group, Task, status_words};
 use anyhow::{Context, Result};
 use mount_storms::protocol::GuestEvent;
 use std::fmt;
@@ -142,9 +142,7 @@ struct RunningQemu {
 impl Running for RunningQemu {
     fn ended(&mut self) -> Result<Option<String>> {
         let Some(status) = self.group.try_wait()? else { return Ok(None) };
-        let words = log_tail(&self.log);
-        let said = if words.is_empty() { String::new() } else { format!(", having said:\n{words}\n") };
-        Ok(Some(format!("QEMU {}{said}", status_words(status))))
+        Ok(Some(format!("QEMU {}{}", status_words(status), last_said(&self.log))))
     }
 
     fn stop(&mut self) {

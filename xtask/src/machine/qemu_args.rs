@@ -4,6 +4,9 @@ use super::topology::Topology;
 use mount_storms::protocol::EVENT_PORT;
 use std::path::{Path, PathBuf};
 
+/// TCG with one host thread per vCPU, so that vCPUs really run at the same time and contend.
+const MULTI_THREADED: &str = "tcg,thread=multi";
+
 /// What runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
@@ -40,7 +43,7 @@ pub struct BootFiles<'a> {
 /// All arguments of QEMU for one boot.
 pub fn arguments(accel: Accel, topology: &Topology, files: &BootFiles<'_>) -> Vec<String> {
     let mut args = Vec::new();
-    args.extend(machine(accel));
+    args.extend(machine(accel, topology));
     args.extend(cpus_and_memory(topology));
     args.extend(quiet());
     args.extend(console(files.console));
@@ -54,13 +57,14 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-fn machine(accel: Accel) -> Vec<String> {
+fn machine(accel: Accel, topology: &Topology) -> Vec<String> {
     let (accelerator, cpu) = match accel {
         // The host's CPU as it is: a model would hide instructions that the measured kernel patches itself to use.
         Accel::Kvm => ("kvm", "host"),
-        // One host thread per vCPU, so that vCPUs really run at the same time and contend. `max` is all that TCG can emulate,
-        // RDRAND among it, which ends the wait for entropy.
-        Accel::Tcg => ("tcg,thread=multi", "max"),
+        // TCG's own CPU says AMD, but lacks topoext, by which an AMD CPU names its thread siblings; Intel's way to say it TCG has.
+        Accel::Tcg if topology.cpu.threads > 1 => (MULTI_THREADED, "max,vendor=GenuineIntel"),
+        // `max` is all that TCG can emulate, RDRAND among it, which ends the wait for entropy.
+        Accel::Tcg => (MULTI_THREADED, "max"),
     };
     // The i440FX machine: its firmware hands over to the kernel in 2 s under TCG, where q35's takes many times that.
     words(["-accel", accelerator, "-M", "pc", "-cpu", cpu])

@@ -2,11 +2,12 @@
 
 use super::tail::Tail;
 use super::verdict::{self, Seen};
-use super::{Boot, BootLog, End, Limits};
+use super::{Boot, BootLog, Limits};
 use crate::failure::{Exit, Failure};
 use crate::process::{POLL, interrupted};
 use anyhow::Result;
 use mount_storms::protocol::{CONSOLE_PREFIX, GuestEvent, PROTOCOL};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,17 @@ pub fn console_path(dir: &Path) -> PathBuf {
     dir.join("console.log")
 }
 
+/// The last two lines of a program's own log, as part of a sentence: ", having said: ...", or nothing.
+pub fn last_said(log: &Path) -> String {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match lines.as_slice() {
+        [] => String::new(),
+        [.., before, last] => format!(", having said: {before}; {last}"),
+        [last] => format!(", having said: {last}"),
+    }
+}
+
 /// Follows `running` until it has ended, one way or the other.
 ///
 /// # Errors
@@ -43,7 +55,10 @@ pub fn watch(running: &mut dyn Running, boot: &Boot<'_>, on_event: &mut dyn FnMu
     let outcome = watcher.follow(running);
     running.stop();
     let seen = outcome?;
-    watcher.read()?;
+    // What a silent machine says on being stopped is about the stopping.
+    if !matches!(seen, Seen::Silent(_)) {
+        watcher.read()?;
+    }
     watcher.console.push_str(&watcher.console_tail.rest());
     Ok(BootLog {
         end: verdict::judge(seen, &watcher.events, &watcher.console),
