@@ -135,7 +135,7 @@ fn a_guest_of_another_kernel_or_protocol_is_an_error() {
 
 #[test]
 fn events_may_come_on_the_console() {
-    let console = format!("<4>[1.0] x\r\n@lab {}@lab {DONE}", hello("7.3.4-mock", PROTOCOL));
+    let console = format!("<6>[1.0] x\r\n@lab {}@lab {DONE}", hello("7.3.4-mock", PROTOCOL));
     let log = raw("", &console).unwrap();
     assert_eq!((log.end, log.events.len()), (End::Finished, 2));
 }
