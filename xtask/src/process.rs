@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -58,10 +59,11 @@ pub struct Group {
 
 impl Group {
     /// Starts `command` in a process group of its own. `setpriv --pdeathsig` in front of it ends it with its parent, even
-    /// when the parent is killed with SIGKILL and cannot clean up.
-    pub fn spawn(command: &Command) -> Result<Group> {
+    /// when the parent is killed with SIGKILL and cannot clean up. (The signal follows the thread that starts the command: keep it.)
+    /// stdout and stderr both go to `output`.
+    pub fn spawn(command: &Command, output: OwnedFd) -> Result<Group> {
         let mut wrapped = with_parent_death_signal(command);
-        wrapped.process_group(0);
+        wrapped.stdout(output.try_clone()?).stderr(output).process_group(0);
         let child = wrapped.spawn().with_context(|| format!("cannot start `{}`", shown(command)))?;
         Ok(Group { child, ended: None })
     }

@@ -1,7 +1,27 @@
 //! Where a kernel runs: each machine boots a kernel with a guest and a job, and yields the guest's events.
 
+mod disk;
+mod host;
+mod initramfs;
+mod kind;
+mod kvm_probe;
+mod mock;
+mod mock_model;
+mod qemu;
+mod qemu_args;
+mod tail;
+mod topology;
+mod verdict;
+mod virtme;
+mod watch;
+
+pub use kind::MachineKind;
+pub use topology::Topology;
+
+use crate::failure::{Exit, Failure};
 use crate::kernel::Kernel;
 use anyhow::Result;
+use kvm_probe::Probe;
 use mount_storms::protocol::{GuestEvent, Job};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -88,4 +108,56 @@ pub trait Machine {
     /// Boots, runs the job, ends. `on_event` sees each event as it arrives. An `Err` means that the machine could not
     /// even be started; how a started guest ended is in [`BootLog::end`].
     fn boot(&self, boot: &Boot<'_>, on_event: &mut dyn FnMut(&GuestEvent)) -> Result<BootLog>;
+}
+
+/// What opening a machine may need besides its kind and shape.
+pub struct Setting<'a> {
+    /// mountlab's cache folder: holds a virtme-ng that mountlab installed, and the probe's scratch files.
+    pub cache: &'a Path,
+    /// A kernel to try KVM with. Not needed by `host` and `mock`.
+    pub kernel: Option<&'a Kernel>,
+    /// The static `lab-guest` binary.
+    pub guest: &'a Path,
+}
+
+/// A machine that is ready to boot.
+pub struct Opened {
+    /// The machine.
+    pub machine: Box<dyn Machine>,
+    /// Why this one: a sentence for the user.
+    pub why: String,
+}
+
+/// Opens the machine that the user asked for. For `auto` and `kvm` that boots a guest under KVM for a moment.
+///
+/// # Errors
+/// The machine is not usable here: QEMU missing or too old, KVM asked for but unusable, no root for `host`.
+pub fn open(kind: &MachineKind, topology: &Topology, setting: &Setting<'_>) -> Result<Opened> {
+    let as_asked = |machine: Box<dyn Machine>| {
+        let info = machine.info();
+        let why = format!("{} ({}) as asked for", info.kind, info.version);
+        Opened { machine, why }
+    };
+    Ok(match kind {
+        MachineKind::Auto => {
+            let (accel, why) = kvm_probe::choose_auto(setting)?;
+            Opened { machine: Box::new(qemu::Qemu::new(accel, topology)?), why }
+        }
+        MachineKind::Kvm => open_kvm(topology, setting)?,
+        MachineKind::Tcg => as_asked(Box::new(qemu::Qemu::new(qemu_args::Accel::Tcg, topology)?)),
+        MachineKind::Virtme => as_asked(Box::new(virtme::Virtme::new(topology, setting)?)),
+        MachineKind::Host => as_asked(Box::new(host::Host::new()?)),
+        MachineKind::Mock(script) => as_asked(Box::new(mock::Mock::new(script.clone(), topology))),
+    })
+}
+
+fn open_kvm(topology: &Topology, setting: &Setting<'_>) -> Result<Opened> {
+    let machine = qemu::Qemu::new(qemu_args::Accel::Kvm, topology)?;
+    match kvm_probe::probe(setting)? {
+        Probe::Works(how) => Ok(Opened { machine: Box::new(machine), why: format!("kvm as asked for: {how}") }),
+        Probe::Unusable(why) => {
+            let message = format!("KVM is unusable here: {why}\nnext: use --machine auto, or --machine tcg");
+            Err(Failure::new(Exit::Unavailable, message))
+        }
+    }
 }

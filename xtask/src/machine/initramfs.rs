@@ -1,0 +1,126 @@
+//! The guest's whole user space: an initramfs with `lab-guest` as init, and the job beside it.
+
+use anyhow::{Context, Result};
+use cpio::newc::{Builder, trailer};
+use mount_storms::protocol::{JOB_PATH, Job};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+/// File types of `st_mode` (inode(7)).
+const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
+const S_IFCHR: u32 = 0o020_000;
+
+/// Device number of /dev/console (Documentation/admin-guide/devices.txt).
+const CONSOLE: (u32, u32) = (5, 1);
+
+/// Empty folders that the guest mounts on.
+const FOLDERS: [&str; 5] = ["dev", "proc", "sys", "tmp", "run"];
+
+/// Writes the initramfs of one boot: the same archive for every boot of a guest, then a small one with the job (the kernel
+/// unpacks archives that follow each other, Documentation/driver-api/early-userspace/buffer-format.rst).
+pub fn write(path: &Path, guest: &Path, job: &Job) -> Result<()> {
+    let init = fs::read(guest).with_context(|| format!("cannot read the guest binary {}", guest.display()))?;
+    let mut bytes = base_archive(&init)?;
+    bytes.extend(job_archive(job)?);
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// `/init`, `/dev/console` (the kernel opens it for init before anything is mounted), and empty folders. Not compressed: reading a few
+/// MiB is faster than unpacking them under emulation.
+fn base_archive(init: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in FOLDERS {
+        archive.add(Builder::new(folder).mode(S_IFDIR | 0o755), &[])?;
+    }
+    let console = Builder::new("dev/console").mode(S_IFCHR | 0o600).rdev_major(CONSOLE.0).rdev_minor(CONSOLE.1);
+    archive.add(console, &[])?;
+    archive.add(Builder::new("init").mode(S_IFREG | 0o755), init)?;
+    archive.finish()
+}
+
+fn job_archive(job: &Job) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    let name = JOB_PATH.trim_start_matches('/');
+    archive.add(Builder::new(name).mode(S_IFREG | 0o644), &serde_json::to_vec(job)?)?;
+    archive.finish()
+}
+
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    /// Each entry gets its own inode number: equal ones would be taken for hard links.
+    fn add(&mut self, entry: Builder, content: &[u8]) -> Result<()> {
+        self.entries += 1;
+        let size = u32::try_from(content.len()).context("a file of 4 GiB or more does not fit into a newc archive")?;
+        let mut writer = entry.ino(self.entries).write(&mut self.bytes, size);
+        writer.write_all(content)?;
+        writer.finish()?;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<u8>> {
+        Ok(trailer(self.bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cpio::NewcReader;
+    use mount_storms::protocol::{PROTOCOL, Work};
+    use std::io::Read;
+
+    /// Name, mode, device and content.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    /// The entries of the first archive in `bytes`, and the bytes after it.
+    fn entries(mut bytes: &[u8]) -> (Vec<Entry>, &[u8]) {
+        let mut found = Vec::new();
+        loop {
+            let mut reader = NewcReader::new(bytes).unwrap();
+            let entry = reader.entry();
+            if entry.is_trailer() {
+                return (found, reader.finish().unwrap());
+            }
+            let (name, mode) = (entry.name().to_owned(), entry.mode());
+            let device = (entry.rdev_major(), entry.rdev_minor());
+            let mut content = Vec::new();
+            reader.read_to_end(&mut content).unwrap();
+            found.push((name, mode, device, content));
+            bytes = reader.finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn both_archives_can_be_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (guest, out) = (dir.path().join("guest"), dir.path().join("initrd"));
+        fs::write(&guest, b"\x7fELF!").unwrap();
+        let job = Job { protocol: PROTOCOL, seed: 7, work: Work::Hello };
+        write(&out, &guest, &job).unwrap();
+
+        let bytes = fs::read(&out).unwrap();
+        let (base, after) = entries(&bytes);
+        assert_eq!(base.len(), FOLDERS.len() + 2);
+        assert!(base.contains(&("dev/console".into(), S_IFCHR | 0o600, (5, 1), vec![])));
+        assert!(base.contains(&("init".into(), S_IFREG | 0o755, (0, 0), b"\x7fELF!".to_vec())));
+        let (second, end) = entries(after);
+        assert_eq!(second[0].0, "job.json");
+        assert_eq!(serde_json::from_slice::<Job>(&second[0].3).unwrap(), job);
+        assert!(end.is_empty());
+    }
+
+    #[test]
+    fn a_folder_comes_before_what_lies_in_it() {
+        let bytes = base_archive(b"").unwrap();
+        let names: Vec<String> = entries(&bytes).0.into_iter().map(|entry| entry.0).collect();
+        let place = |name: &str| names.iter().position(|other| other == name).unwrap();
+        assert!(place("dev") < place("dev/console"));
+    }
+}

@@ -1,0 +1,244 @@
+//! The command line of QEMU, as a pure function of what is to be booted. Each argument says why it is there.
+
+use super::topology::Topology;
+use mount_storms::protocol::EVENT_PORT;
+use std::path::{Path, PathBuf};
+
+/// TCG with one host thread per vCPU, so that vCPUs really run at the same time and contend.
+const MULTI_THREADED: &str = "tcg,thread=multi";
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// The host's CPU.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+impl Accel {
+    /// "kvm" or "tcg".
+    pub fn name(self) -> &'static str {
+        match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg",
+        }
+    }
+}
+
+/// Files of one boot, all in its folder.
+pub struct BootFiles<'a> {
+    /// Compressed kernel image.
+    pub kernel: &'a Path,
+    /// Initramfs with guest and job.
+    pub initrd: &'a Path,
+    /// Receives the serial console.
+    pub console: &'a Path,
+    /// Receives the guest's event lines.
+    pub events: &'a Path,
+    /// Raw ext4 image, if the job wants one.
+    pub disk: Option<PathBuf>,
+}
+
+/// All arguments of QEMU for one boot.
+pub fn arguments(accel: Accel, topology: &Topology, files: &BootFiles<'_>) -> Vec<String> {
+    let mut args = Vec::new();
+    args.extend(machine(accel, topology));
+    args.extend(cpus_and_memory(topology));
+    args.extend(quiet());
+    args.extend(console(files.console));
+    args.extend(event_port(files.events));
+    args.extend(files.disk.iter().flat_map(|disk| virtio_disk(disk)));
+    args.extend(kernel(accel, files));
+    args
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(str::to_owned).to_vec()
+}
+
+fn machine(accel: Accel, topology: &Topology) -> Vec<String> {
+    let (accelerator, cpu) = match accel {
+        // The host's CPU as it is: a model would hide instructions that the measured kernel patches itself to use.
+        Accel::Kvm => ("kvm", "host"),
+        // TCG's own CPU says AMD, but lacks topoext, by which an AMD CPU names its thread siblings; Intel's way to say it TCG has.
+        Accel::Tcg if topology.cpu.threads > 1 => (MULTI_THREADED, "max,vendor=GenuineIntel"),
+        // `max` is all that TCG can emulate, RDRAND among it, which ends the wait for entropy.
+        Accel::Tcg => (MULTI_THREADED, "max"),
+    };
+    // The i440FX machine: its firmware hands over to the kernel in 2 s under TCG, where q35's takes many times that.
+    words(["-accel", accelerator, "-M", "pc", "-cpu", cpu])
+}
+
+fn cpus_and_memory(topology: &Topology) -> Vec<String> {
+    let cpu = topology.cpu;
+    let cpus = topology.cpus();
+    // The shape is spelled out: left alone, QEMU prefers sockets on one version and cores on another.
+    let smp = format!("{cpus},sockets={},cores={},threads={}", cpu.sockets, cpu.cores, cpu.threads);
+    let memory = format!("{}M", topology.memory.guest_mib);
+    let mut args = words(["-smp", &smp, "-m", &memory]);
+    if topology.numa.nodes > 1 {
+        args.extend(numa(topology));
+    }
+    args
+}
+
+/// Equal nodes. CPU indexes go socket by socket, so equal runs of them keep a socket together.
+fn numa(topology: &Topology) -> Vec<String> {
+    let nodes = topology.numa.nodes;
+    let node_mib = topology.memory.guest_mib / u64::from(nodes);
+    let node_cpus = topology.cpus() / nodes;
+    let mut args = Vec::new();
+    for node in 0..nodes {
+        let (first, last) = (node * node_cpus, (node + 1) * node_cpus - 1);
+        // A memory backend per node: `-numa node,mem=` is gone from the machine types of QEMU 5.1 and later.
+        args.extend(words(["-object", &format!("memory-backend-ram,id=ram{node},size={node_mib}M")]));
+        args.extend(words(["-numa", &format!("node,nodeid={node},cpus={first}-{last},memdev=ram{node}")]));
+    }
+    args.extend(distances(topology));
+    args
+}
+
+fn distances(topology: &Topology) -> Vec<String> {
+    let nodes = topology.numa.nodes;
+    let pairs = (0..nodes).flat_map(|from| (from + 1..nodes).map(move |to| (from, to)));
+    // One direction is enough: QEMU mirrors it.
+    let distance = topology.numa.distance;
+    pairs.flat_map(|(from, to)| words(["-numa", &format!("dist,src={from},dst={to},val={distance}")])).collect()
+}
+
+fn quiet() -> Vec<String> {
+    words([
+        // No floppy, CD, network card or VGA: each would be probed by firmware and kernel.
+        "-nodefaults",
+        // Nothing of the user's QEMU configuration may change a measurement.
+        "-no-user-config",
+        // A reboot is how the kernel ends after a panic (panic=-1): end with it.
+        "-no-reboot",
+        // No window, no monitor on a terminal that is ours.
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+    ])
+}
+
+fn console(path: &Path) -> Vec<String> {
+    // A file and no pipe: QEMU never waits for us, and the log is there even when we are killed.
+    words(["-serial", &format!("file:{}", path.display())])
+}
+
+fn event_port(path: &Path) -> Vec<String> {
+    words([
+        "-device",
+        "virtio-serial-pci",
+        "-chardev",
+        &format!("file,id=events,path={}", path.display()),
+        // Events have a channel of their own: a line on the console can be cut in two by a kernel message.
+        "-device",
+        &format!("virtserialport,chardev=events,name={EVENT_PORT}"),
+    ])
+}
+
+fn virtio_disk(path: &Path) -> Vec<String> {
+    words([
+        "-drive",
+        // cache=unsafe: the disk is thrown away after the boot, so a flush to the host's disk would only measure the host's disk.
+        &format!("file={},if=none,id=layers,format=raw,cache=unsafe", path.display()),
+        "-device",
+        "virtio-blk-pci,drive=layers",
+    ])
+}
+
+fn kernel(accel: Accel, files: &BootFiles<'_>) -> Vec<String> {
+    let (kernel, initrd) = (files.kernel.display().to_string(), files.initrd.display().to_string());
+    words(["-kernel", &kernel, "-initrd", &initrd, "-append", &command_line(accel)])
+}
+
+/// The kernel's command line.
+pub fn command_line(accel: Accel) -> String {
+    let mut words = vec![
+        "console=ttyS0",
+        // Reboot at once after a panic; -no-reboot turns that into the end of QEMU.
+        "panic=-1",
+        // A task that oopsed never releases its locks: all that follows would be a hang. Panic instead, while the cause is on the console.
+        "oops=panic",
+        // Each line begins with its <level>, so that a warning can be told from chatter.
+        "console_msg_format=syslog",
+        // Levels 0 to 4: panics, oopses, WARN, lockdep and KASAN reports (KERN_WARNING and above) come out; the hundreds of
+        // KERN_INFO lines of a boot, each some ms on an emulated serial line, do not.
+        "loglevel=5",
+    ];
+    if accel == Accel::Tcg {
+        // Skips the calibration of the delay loop, most of the boot time of many emulated CPUs. Delays are short then, which only
+        // real hardware would mind.
+        words.push("lpj=1000000");
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(accel: Accel, topology: &str, disk: Option<&str>) -> String {
+        let topology = Topology::load(topology).unwrap();
+        let files = BootFiles {
+            kernel: Path::new("/k/bzImage"),
+            initrd: Path::new("/b/initrd"),
+            console: Path::new("/b/console.log"),
+            events: Path::new("/b/events.jsonl"),
+            disk: disk.map(PathBuf::from),
+        };
+        arguments(accel, &topology, &files).join(" ")
+    }
+
+    fn assert_has(args: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(args.contains(part), "{part} is missing in: {args}");
+        }
+    }
+
+    #[test]
+    fn tcg_is_multi_threaded_on_a_fast_booting_machine() {
+        let args = built(Accel::Tcg, "smoke", None);
+        assert_has(
+            &args,
+            &["-accel tcg,thread=multi", "-M pc", "-cpu max", "-smp 2,sockets=1,cores=2,threads=1", "-m 2048M"],
+        );
+        assert_has(&args, &["-no-reboot", "panic=-1", "lpj="]);
+        assert!(!args.contains("-numa") && !args.contains("-drive"), "{args}");
+    }
+
+    #[test]
+    fn kvm_takes_the_hosts_cpu_and_real_delays() {
+        let args = built(Accel::Kvm, "smoke", None);
+        assert_has(&args, &["-accel kvm", "-cpu host"]);
+        assert!(!args.contains("lpj="), "{args}");
+    }
+
+    #[test]
+    fn two_nodes_share_memory_and_cpus_equally() {
+        let args = built(Accel::Tcg, "r5.metal", None);
+        assert_has(&args, &["-smp 96,sockets=2,cores=24,threads=2", "id=ram0,size=4096M", "id=ram1,size=4096M"]);
+        assert_has(
+            &args,
+            &["nodeid=0,cpus=0-47,memdev=ram0", "nodeid=1,cpus=48-95,memdev=ram1", "dist,src=0,dst=1,val=21"],
+        );
+    }
+
+    #[test]
+    fn console_and_events_go_to_files() {
+        let args = built(Accel::Tcg, "smoke", None);
+        assert_has(&args, &["-serial file:/b/console.log", "file,id=events,path=/b/events.jsonl", "name=lab.events"]);
+    }
+
+    #[test]
+    fn a_disk_is_virtio_and_unsafe() {
+        let args = built(Accel::Tcg, "smoke", Some("/b/layers.img"));
+        assert_has(
+            &args,
+            &["file=/b/layers.img,if=none,id=layers,format=raw,cache=unsafe", "virtio-blk-pci,drive=layers"],
+        );
+    }
+}
