@@ -32,8 +32,10 @@ impl LoopDisk {
         let control = File::open("/dev/loop-control").context("cannot open /dev/loop-control")?;
         for _ in 0..ATTEMPTS {
             let path = format!("/dev/loop{}", loop_free_number(&control).context("LOOP_CTL_GET_FREE")?);
-            let device = OpenOptions::new().read(true).write(true).open(&path).with_context(|| path.clone())?;
-            if loop_configure(&device, &image).is_ok() {
+            let writable = OpenOptions::new().read(true).write(true).open(&path).with_context(|| path.clone())?;
+            if loop_configure(&writable, &image).is_ok() {
+                // Without CONFIG_BLK_DEV_WRITE_MOUNTED a device that is open for writing cannot be mounted.
+                let device = File::open(&path).with_context(|| path.clone())?;
                 return Ok(LoopDisk { path, _device: device });
             }
         }

@@ -58,8 +58,8 @@ fn parse_line(line: &str) -> Option<MountLine> {
     let mut parsed = MountLine {
         id: fields.next()?.parse().ok()?,
         parent: fields.next()?.parse().ok()?,
-        root: fields.nth(1)?.to_owned(),
-        point: fields.next()?.to_owned(),
+        root: unescaped(fields.nth(1)?)?,
+        point: unescaped(fields.next()?)?,
         options: fields.next()?.to_owned(),
         fs_type: superblock.split(' ').next()?.to_owned(),
         ..MountLine::default()
@@ -73,6 +73,17 @@ fn parse_line(line: &str) -> Option<MountLine> {
         }
     }
     Some(parsed)
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits behind a backslash (seq_path).
+fn unescaped(field: &str) -> Option<String> {
+    let mut parts = field.split('\\');
+    let mut text = parts.next()?.to_owned();
+    for part in parts {
+        text.push(u8::from_str_radix(part.get(..3)?, 8).ok()?.into());
+        text.push_str(&part[3..]);
+    }
+    Some(text)
 }
 
 #[cfg(test)]
@@ -96,6 +107,13 @@ mod tests {
         assert_eq!(line.clone().below(Path::new("/tmp")).unwrap().point, "a");
         assert_eq!(line.clone().below(Path::new("/tmp/a")), None);
         assert_eq!(line.below(Path::new("/var")), None);
+    }
+
+    #[test]
+    fn octal_escapes_become_what_they_stand_for() {
+        assert_eq!(unescaped("/a\\040dir\\134x").as_deref(), Some("/a dir\\x"));
+        assert_eq!(unescaped("/plain").as_deref(), Some("/plain"));
+        assert_eq!(unescaped("/a\\04"), None);
     }
 
     #[test]

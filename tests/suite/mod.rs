@@ -14,7 +14,7 @@ mod statmount;
 mod umount;
 
 use anyhow::{Result, ensure};
-use libtest_mimic::{Arguments, Completion, Failed};
+use libtest_mimic::{Arguments, ColorSetting, Completion, Failed};
 use mount_storms::protocol::{GuestEvent, Outcome, SuiteJob, TrialResult};
 use mount_storms::trial::{Trial, run_here, run_watched};
 use std::process::ExitCode;
@@ -66,8 +66,9 @@ pub fn run(job: &SuiteJob, emit: &dyn Fn(GuestEvent)) -> Result<()> {
     let mimicked = chosen.into_iter().map(|trial| mimic(trial, limit, sender.clone())).collect();
     drop(sender);
     std::thread::scope(|scope| {
-        // One at a time: the kernel's log is attributed to the trial that runs.
-        let arguments = Arguments { test_threads: Some(1), ..Arguments::default() };
+        // One at a time: the kernel's log is attributed to the trial that runs. No colours: what a guest prints is a log.
+        let color = Some(ColorSetting::Never);
+        let arguments = Arguments { test_threads: Some(1), color, ..Arguments::default() };
         scope.spawn(move || libtest_mimic::run(&arguments, mimicked));
         report(&results, total, emit);
     });

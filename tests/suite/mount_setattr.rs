@@ -8,7 +8,7 @@ use mount_storms::scratch::{Scratch, through};
 use mount_storms::sys::{AT_RECURSIVE, MOUNT_ATTR_IDMAP, MOUNT_ATTR_RDONLY, MountAttr};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
-use nix::unistd::Uid;
+use nix::unistd::{Gid, Uid, setegid, seteuid};
 use std::fs::{self, File};
 
 trials!("mount_setattr":
@@ -50,9 +50,10 @@ fn a_file_made_through_an_idmap_is_owned_by_the_id_behind_it(s: &Scratch) -> Ver
     requirement::idmapped_mounts()?;
     s.tmpfs("disk")?;
     s.bind_idmapped("disk", "view")?;
-    nix::unistd::seteuid(Uid::from_raw(SHIFT + 7))?;
+    setegid(Gid::from_raw(SHIFT + 7))?;
+    seteuid(Uid::from_raw(SHIFT + 7))?;
     s.write("view/new", "")?;
-    nix::unistd::seteuid(Uid::from_raw(0))?;
+    seteuid(Uid::from_raw(0))?;
     same("owner through the idmap", s.owner("view/new")?, SHIFT + 7)?;
     same("owner on the disk", s.owner("disk/new")?, 7)
 }

@@ -110,11 +110,12 @@ fn layers_that_were_never_attached_stay_usable(s: &Scratch) -> Verdict {
     requirement::detached_trees()?;
     layers_on_disk(s, 3)?;
     let context = named("fsopen(overlay)", mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC))?;
-    for n in 0..3 {
-        let layer = s.idmapped_tree(&format!("disk/{n}"))?;
-        named("fsconfig(lowerdir+)", mount::fsconfig_set_fd(&context, "lowerdir+", &layer))?;
+    let layers: Vec<_> = (0..3).map(|n| s.idmapped_tree(&format!("disk/{n}"))).collect::<Result<_, _>>()?;
+    for layer in &layers {
+        named("fsconfig(lowerdir+)", mount::fsconfig_set_fd(&context, "lowerdir+", layer))?;
     }
     named("fsconfig(CREATE)", mount::fsconfig_create(&context))?;
+    drop(layers);
     let tree = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
     s.attach(named("fsmount", tree)?, "view")?;
     drop(context);
