@@ -73,7 +73,8 @@ fn splat(line: &KernelLine, policy: &Policy) -> Option<String> {
     if let Some(marker) = named_by(&policy.marker) {
         return Some(format!("{} ({})", line.text, policy.marker[marker].reason));
     }
-    let bad = line.level.is_some_and(|level| level <= WARNING);
+    // A report has empty lines between its parts; they say nothing.
+    let bad = line.level.is_some_and(|level| level <= WARNING) && !line.text.trim().is_empty();
     (bad && named_by(&policy.allow).is_none()).then(|| line.text.to_owned())
 }
 

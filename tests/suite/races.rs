@@ -159,7 +159,8 @@ fn readonly_is_never_granted_over_an_open_writer(s: &Scratch) -> Verdict {
             writers.fetch_add(1, Ordering::SeqCst);
             std::thread::yield_now();
             writers.fetch_sub(1, Ordering::SeqCst);
-            Ok(drop(file))
+            drop(file);
+            Ok(())
         }
         Err(error) => same("why a writer is refused", error.raw_os_error(), Some(Errno::EROFS as i32)),
     };
@@ -192,7 +193,7 @@ fn mounters_below_one_shared_parent_leave_nothing_behind(s: &Scratch) -> Verdict
 fn cloners_of_one_mount_leave_nothing_behind(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
     s.make("disk", MsFlags::MS_SHARED)?;
-    let clone = || Ok(drop(s.clone_tree("disk")?));
+    let clone = || Ok(s.clone_tree("disk").map(drop)?);
     race(clone, || {
         rounds(|| {
             s.attach(s.clone_tree("disk")?, "place")?;
