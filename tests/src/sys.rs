@@ -48,6 +48,175 @@ pub fn mount_setattr(dir: impl AsFd, path: &CStr, flags: u32, attr: &MountAttr) 
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The fixed part of `struct statmount` (include/uapi/linux/mount.h, 512 bytes) and room for its strings.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "named and explained in include/uapi/linux/mount.h")]
+pub struct StatMount {
+    pub size: u32,
+    pub mnt_opts: u32,
+    pub mask: u64,
+    pub sb_dev_major: u32,
+    pub sb_dev_minor: u32,
+    pub sb_magic: u64,
+    pub sb_flags: u32,
+    pub fs_type: u32,
+    pub mnt_id: u64,
+    pub mnt_parent_id: u64,
+    pub mnt_id_old: u32,
+    pub mnt_parent_id_old: u32,
+    pub mnt_attr: u64,
+    pub mnt_propagation: u64,
+    pub mnt_peer_group: u64,
+    pub mnt_master: u64,
+    pub propagate_from: u64,
+    pub mnt_root: u32,
+    pub mnt_point: u32,
+    pub mnt_ns_id: u64,
+    pub fs_subtype: u32,
+    pub sb_source: u32,
+    pub opt_num: u32,
+    pub opt_array: u32,
+    pub opt_sec_num: u32,
+    pub opt_sec_array: u32,
+    pub supported_mask: u64,
+    pub mnt_uidmap_num: u32,
+    pub mnt_uidmap: u32,
+    pub mnt_gidmap_num: u32,
+    pub mnt_gidmap: u32,
+    spare: [u64; 43],
+    strings: [u8; STATMOUNT_STRING_BYTES],
+}
+
+/// Two paths of PATH_MAX and what else is asked for.
+const STATMOUNT_STRING_BYTES: usize = 3 * 4096;
+const _: () = assert!(size_of::<StatMount>() == 512 + STATMOUNT_STRING_BYTES);
+
+impl StatMount {
+    /// The string at an offset that one of the `[str]` fields holds.
+    pub fn string(&self, offset: u32) -> &str {
+        let rest = self.strings.get(offset as usize..).unwrap_or_default();
+        CStr::from_bytes_until_nul(rest).ok().and_then(|text| text.to_str().ok()).unwrap_or_default()
+    }
+}
+
+/// STATMOUNT_SB_BASIC (include/uapi/linux/mount.h).
+pub const STATMOUNT_SB_BASIC: u64 = 0x0001;
+/// STATMOUNT_MNT_BASIC (include/uapi/linux/mount.h).
+pub const STATMOUNT_MNT_BASIC: u64 = 0x0002;
+/// STATMOUNT_MNT_ROOT (include/uapi/linux/mount.h).
+pub const STATMOUNT_MNT_ROOT: u64 = 0x0008;
+/// STATMOUNT_MNT_POINT (include/uapi/linux/mount.h).
+pub const STATMOUNT_MNT_POINT: u64 = 0x0010;
+/// STATMOUNT_FS_TYPE (include/uapi/linux/mount.h).
+pub const STATMOUNT_FS_TYPE: u64 = 0x0020;
+/// STATMOUNT_MNT_UIDMAP (include/uapi/linux/mount.h).
+pub const STATMOUNT_MNT_UIDMAP: u64 = 0x2000;
+/// LSMT_ROOT (include/uapi/linux/mount.h): everything below the caller's root.
+pub const LSMT_ROOT: u64 = u64::MAX;
+
+/// `struct mnt_id_req` (include/uapi/linux/mount.h), MNT_ID_REQ_SIZE_VER1.
+#[repr(C)]
+struct MntIdReq {
+    size: u32,
+    mnt_ns_fd: u32,
+    mnt_id: u64,
+    param: u64,
+    mnt_ns_id: u64,
+}
+
+impl MntIdReq {
+    fn new(mnt_id: u64, param: u64) -> MntIdReq {
+        MntIdReq { size: size_of::<MntIdReq>() as u32, mnt_ns_fd: 0, mnt_id, param, mnt_ns_id: 0 }
+    }
+}
+
+/// Number of statmount(2): the same on every architecture but alpha.
+const SYS_STATMOUNT: libc::c_long = 457;
+/// Number of listmount(2): the same on every architecture but alpha.
+const SYS_LISTMOUNT: libc::c_long = 458;
+
+/// statmount(2) in the caller's mount namespace, of a unique mount id; `mask` is of STATMOUNT_*.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn statmount(mnt_id: u64, mask: u64) -> io::Result<Box<StatMount>> {
+    let request = MntIdReq::new(mnt_id, mask);
+    let mut answer = Box::<StatMount>::new_uninit();
+    // SAFETY: integers and bytes only, so all zeroes is a value of it. The kernel reads one live struct and writes at most the
+    // size passed into the other.
+    let result = unsafe {
+        std::ptr::write_bytes(answer.as_mut_ptr(), 0, 1);
+        libc::syscall(SYS_STATMOUNT, std::ptr::from_ref(&request), answer.as_mut_ptr(), size_of::<StatMount>(), 0)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed above.
+    Ok(unsafe { answer.assume_init() })
+}
+
+/// listmount(2) in the caller's mount namespace: ids of the mounts below `mnt_id`, those after the id `last` (0: from the
+/// first), as many as `ids` has room for. Returns how many there were.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn listmount(mnt_id: u64, last: u64, ids: &mut [u64]) -> io::Result<usize> {
+    let request = MntIdReq::new(mnt_id, last);
+    // SAFETY: the kernel reads one live struct and writes at most `ids.len()` ids.
+    let result = unsafe { libc::syscall(SYS_LISTMOUNT, std::ptr::from_ref(&request), ids.as_mut_ptr(), ids.len(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
+}
+
+/// `struct loop_config` with the `struct loop_info64` in it (include/uapi/linux/loop.h); only the flags are used.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info_before_flags: [u8; 52],
+    lo_flags: u32,
+    info_after_flags: [u8; 176],
+    reserved: [u64; 8],
+}
+
+const _: () = assert!(size_of::<LoopConfig>() == 304);
+const _: () = assert!(std::mem::offset_of!(LoopConfig, lo_flags) == 60);
+
+/// LOOP_CTL_GET_FREE (include/uapi/linux/loop.h).
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
+/// LOOP_CONFIGURE (include/uapi/linux/loop.h).
+const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+/// LO_FLAGS_AUTOCLEAR (include/uapi/linux/loop.h).
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+
+/// Number of a loop device that nobody uses; `control` is /dev/loop-control.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn loop_free_number(control: impl AsFd) -> io::Result<u32> {
+    // SAFETY: this ioctl takes no argument.
+    let number = unsafe { libc::ioctl(control.as_fd().as_raw_fd(), LOOP_CTL_GET_FREE as _) };
+    u32::try_from(number).map_err(|_| io::Error::last_os_error())
+}
+
+/// Puts `backing` behind a loop device, until the device's last user closes it (LO_FLAGS_AUTOCLEAR).
+///
+/// # Errors
+/// The kernel's errno; EBUSY when somebody else was faster.
+pub fn loop_configure(device: impl AsFd, backing: impl AsFd) -> io::Result<()> {
+    let config = LoopConfig {
+        fd: backing.as_fd().as_raw_fd() as u32,
+        block_size: 0,
+        info_before_flags: [0; 52],
+        lo_flags: LO_FLAGS_AUTOCLEAR,
+        info_after_flags: [0; 176],
+        reserved: [0; 8],
+    };
+    // SAFETY: the kernel reads one live struct of the size that the ioctl's number stands for.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CONFIGURE as _, std::ptr::from_ref(&config)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A child in a new user namespace that does nothing but hold it; killed and reaped on drop. Until then it shares the
 /// parent's descriptors at the moment of the clone, as containerd's child does.
 #[derive(Debug)]

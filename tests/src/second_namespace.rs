@@ -1,0 +1,43 @@
+//! A second mount namespace beside the trial's own, visited by setns(2), so that one process can look from both sides.
+
+use crate::call::named;
+use anyhow::Result;
+use nix::sched::CloneFlags;
+use std::fs::File;
+
+/// A copy of the trial's mount namespace.
+#[derive(Debug)]
+pub struct SecondNamespace {
+    first: File,
+    second: File,
+}
+
+impl SecondNamespace {
+    /// Copies this process' mount namespace and stays in the original. Shared mounts are peers of their copies.
+    ///
+    /// # Errors
+    /// As unshare(2) and setns(2).
+    pub fn copy() -> Result<SecondNamespace> {
+        let first = File::open("/proc/self/ns/mnt")?;
+        named("unshare(CLONE_NEWNS)", nix::sched::unshare(CloneFlags::CLONE_NEWNS))?;
+        let second = File::open("/proc/self/ns/mnt")?;
+        let both = SecondNamespace { first, second };
+        both.enter(&both.first)?;
+        Ok(both)
+    }
+
+    /// Does something in the second namespace, and comes back.
+    ///
+    /// # Errors
+    /// Those of `work`, and as setns(2).
+    pub fn inside<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.enter(&self.second)?;
+        let result = work();
+        self.enter(&self.first)?;
+        result
+    }
+
+    fn enter(&self, namespace: &File) -> Result<()> {
+        Ok(named("setns(CLONE_NEWNS)", nix::sched::setns(namespace, CloneFlags::CLONE_NEWNS))?)
+    }
+}

@@ -1,0 +1,73 @@
+//! Limits: fs.mount-max, and that what it refuses is not counted.
+
+use super::trials;
+use anyhow::Context;
+use mount_storms::call::{Refused, Verdict, named};
+use mount_storms::mountinfo;
+use mount_storms::requirement;
+use mount_storms::scratch::Scratch;
+use nix::errno::Errno;
+use std::fs;
+
+trials!("limits":
+    a_full_namespace_refuses_a_mount_until_one_is_gone,
+    a_tree_that_does_not_fit_is_refused_whole,
+);
+
+const MOUNT_MAX: &str = "/proc/sys/fs/mount-max";
+
+/// The limit set to some mounts more than there are; back to what it was when dropped.
+struct Limit {
+    before: String,
+}
+
+impl Limit {
+    fn leaving_room_for_some() -> anyhow::Result<Limit> {
+        requirement::own_kernel()?;
+        requirement::mount_max()?;
+        let before = fs::read_to_string(MOUNT_MAX)?;
+        let limit = mountinfo::of_this_process()?.len() + 10;
+        named("write(mount-max)", fs::write(MOUNT_MAX, limit.to_string()))?;
+        Ok(Limit { before })
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        let _ = fs::write(MOUNT_MAX, &self.before);
+    }
+}
+
+/// Binds the disk to new places until the kernel refuses; says how many there are.
+fn fill(s: &Scratch) -> anyhow::Result<usize> {
+    for n in 0..100 {
+        if let Err(refusal) = s.bind("disk", &format!("place{n}")) {
+            Err::<(), _>(refusal).refused_with(Errno::ENOSPC)?;
+            return Ok(n);
+        }
+    }
+    None.context("100 mounts fit below a limit that leaves room for 10 at most")
+}
+
+fn a_full_namespace_refuses_a_mount_until_one_is_gone(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    let _limit = Limit::leaving_room_for_some()?;
+    let filled = fill(s)?;
+    s.umount("disk").and_then(|()| s.tmpfs("disk")).context("one went, so one fits")?;
+    s.bind("disk", "one more").refused_with(Errno::ENOSPC)?;
+    s.umount(&format!("place{}", filled - 1))?;
+    s.bind("disk", "one more")?;
+    s.bind("disk", "and another").refused_with(Errno::ENOSPC)
+}
+
+fn a_tree_that_does_not_fit_is_refused_whole(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.tmpfs("tree")?;
+    s.tmpfs("tree/sub")?;
+    let _limit = Limit::leaving_room_for_some()?;
+    let filled = fill(s)?;
+    s.umount(&format!("place{}", filled - 1))?;
+    s.bind_recursive("tree", "copy").refused_with(Errno::ENOSPC)?;
+    s.bind("disk", "what fits")?;
+    s.bind("disk", "what does not").refused_with(Errno::ENOSPC)
+}

@@ -1,0 +1,90 @@
+//! Names that something is mounted on: busy where the mount is seen, removable from where it is not.
+
+use super::trials;
+use mount_storms::call::{Call, Refused, Verdict, named, same};
+use mount_storms::scratch::Scratch;
+use mount_storms::second_namespace::SecondNamespace;
+use nix::errno::Errno;
+use std::fs;
+use std::io::Write;
+
+trials!("names":
+    a_mount_point_cannot_be_removed_or_renamed,
+    a_file_with_a_mount_on_it_cannot_be_unlinked,
+    removing_the_place_elsewhere_takes_the_mount_away,
+    renaming_the_place_elsewhere_takes_the_mount_along,
+    an_open_file_outlives_the_removal_of_its_mount_point,
+    nothing_can_be_mounted_in_a_removed_directory,
+);
+
+fn rmdir(s: &Scratch, name: &str) -> Call {
+    named(format!("rmdir({name})"), fs::remove_dir(s.path(name)))
+}
+
+fn rename(s: &Scratch, from: &str, to: &str) -> Call {
+    named(format!("rename({from}, {to})"), fs::rename(s.path(from), s.path(to)))
+}
+
+/// Mounts a disk at "home/place" and gives a second namespace in which that place is bare.
+fn mounted_here_and_bare_there(s: &Scratch) -> anyhow::Result<SecondNamespace> {
+    s.tmpfs("home")?;
+    s.tmpfs("home/place")?;
+    s.write("home/place/file", "content")?;
+    let other = SecondNamespace::copy()?;
+    other.inside(|| Ok(s.umount("home/place")?))?;
+    Ok(other)
+}
+
+fn a_mount_point_cannot_be_removed_or_renamed(s: &Scratch) -> Verdict {
+    s.tmpfs("place")?;
+    s.dir("plain")?;
+    rmdir(s, "place").refused_with(Errno::EBUSY)?;
+    rename(s, "place", "elsewhere").refused_with(Errno::EBUSY)?;
+    rename(s, "plain", "place").refused_with(Errno::EBUSY)?;
+    s.umount("place")?;
+    Ok(rmdir(s, "place")?)
+}
+
+fn a_file_with_a_mount_on_it_cannot_be_unlinked(s: &Scratch) -> Verdict {
+    s.write("below", "below")?;
+    s.write("above", "above")?;
+    let (above, below) = (s.path("above"), s.path("below"));
+    let bind = rustix::mount::mount_bind(&above, &below);
+    named("mount(above, below, MS_BIND)", bind)?;
+    same("what is seen", s.read("below")?, "above")?;
+    named("unlink(below)", fs::remove_file(&below)).refused_with(Errno::EBUSY)?;
+    s.umount("below")?;
+    named("unlink(below)", fs::remove_file(&below))?;
+    same("what was on it", s.read("above")?, "above")
+}
+
+fn removing_the_place_elsewhere_takes_the_mount_away(s: &Scratch) -> Verdict {
+    let other = mounted_here_and_bare_there(s)?;
+    other.inside(|| Ok(rmdir(s, "home/place")?))?;
+    same("the name", s.exists("home/place"), false)?;
+    s.mounted_are(&["home"])
+}
+
+fn renaming_the_place_elsewhere_takes_the_mount_along(s: &Scratch) -> Verdict {
+    let other = mounted_here_and_bare_there(s)?;
+    other.inside(|| Ok(rename(s, "home/place", "home/new")?))?;
+    same("the file under the new name", s.read("home/new/file")?, "content")?;
+    s.mounted_are(&["home", "home/new"])
+}
+
+fn an_open_file_outlives_the_removal_of_its_mount_point(s: &Scratch) -> Verdict {
+    let other = mounted_here_and_bare_there(s)?;
+    let mut writer = s.open_writer("home/place/file")?;
+    other.inside(|| Ok(rmdir(s, "home/place")?))?;
+    Ok(writer.write_all(b"still writable")?)
+}
+
+fn nothing_can_be_mounted_in_a_removed_directory(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    std::env::set_current_dir(s.dir("gone")?)?;
+    rmdir(s, "gone")?;
+    let bind = rustix::mount::mount_bind(s.path("disk"), ".");
+    named("mount(disk, ., MS_BIND)", bind).refused_with(Errno::ENOENT)?;
+    std::env::set_current_dir("/")?;
+    s.mounted_are(&["disk"])
+}
