@@ -1,14 +1,24 @@
 //! containerd-shaped mount storms, the oracles that check them, and what a mount test needs.
 
 pub mod call;
+pub mod check;
+pub mod events;
+pub mod guest;
 pub mod idmap;
 pub mod kmsg;
 pub mod loop_disk;
+pub mod metrics;
+pub mod mount_tree;
 pub mod mountinfo;
+mod prompt;
 pub mod protocol;
 pub mod requirement;
 pub mod scratch;
 pub mod second_namespace;
 pub mod splat;
+mod storage;
+pub mod storm;
 pub mod sys;
+pub mod topology;
 pub mod trial;
+pub mod workload;

@@ -1,51 +1,37 @@
 //! `lab-guest`: PID 1 of a lab kernel, or a plain program on a running one.
 
-use mount_storms::protocol::{GuestEvent, Outcome, SuiteJob};
-use std::cell::Cell;
-use std::process::ExitCode;
-
 #[path = "../suite/mod.rs"]
 mod suite;
 
+use anyhow::{Result, bail};
+use mount_storms::events::Events;
+use mount_storms::guest;
+use mount_storms::protocol::SuiteJob;
+use std::process::ExitCode;
+
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    match words[..] {
-        _ if std::process::id() == 1 => run_as_init(),
-        ["run-suite"] => run_suite(None),
-        ["run-suite", filter] => run_suite(Some(filter.into())),
-        ["trial", name] => suite::run_one(name),
-        _ => {
-            eprintln!("usage: lab-guest run-suite [FILTER] | lab-guest trial NAME");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn run_suite(filter: Option<String>) -> ExitCode {
-    let failed = Cell::new(false);
-    let note = |event| {
-        if let GuestEvent::Trial(result) = event {
-            failed.set(failed.get() || matches!(result.outcome, Outcome::Failed { .. }));
-        }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        _ if std::process::id() == 1 => guest::pid_1(run_suite),
+        // Each trial is a child of this binary: it must come before any thread is started.
+        ["trial", name] => return suite::run_one(name),
+        ["run", job, events] => guest::on_running_kernel(job.as_ref(), events.as_ref(), run_suite),
+        _ => usage(),
     };
-    match suite::run(&SuiteJob { filter, trial_limit_s: 60 }, &note) {
-        Ok(()) => ExitCode::from(u8::from(failed.get())),
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(2)
+            eprintln!("lab-guest: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }
 
-/// Just enough of an init for the suite; the guest proper replaces it.
-fn run_as_init() -> ExitCode {
-    for (fs_type, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
-        let _ = std::fs::create_dir_all(at);
-        let _ = rustix::mount::mount(fs_type, at, fs_type, rustix::mount::MountFlags::empty(), None);
-    }
-    let code = run_suite(std::env::var("filter").ok());
-    println!("suite ended: {code:?}");
-    let _ = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF);
-    code
+fn usage() -> Result<()> {
+    bail!("usage: lab-guest run JOB.json EVENTS.jsonl | lab-guest trial NAME")
+}
+
+fn run_suite(job: &SuiteJob, events: &Events) -> Result<()> {
+    suite::run(job, &|event| events.say(&event))
 }
