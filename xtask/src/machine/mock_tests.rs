@@ -18,7 +18,6 @@ fn kernel(name: &str) -> Kernel {
         compiler: "gcc".into(),
         bzimage: "/k/bzImage".into(),
         vmlinux: "/k/vmlinux".into(),
-        source_tree: "/k".into(),
     }
 }
 
