@@ -1,3 +1,26 @@
 //! `lab-guest`: PID 1 of a lab kernel, or a plain program on a running one.
 
-fn main() {}
+mod guest;
+mod init;
+mod shell;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["run", job, events] => guest::run_on_running_kernel(Path::new(job), Path::new(events)),
+        [init::WORK] => guest::run_on_lab_machine(),
+        // The kernel hands words of its command line that it does not know to init: they mean nothing here.
+        _ if std::process::id() == 1 => init::run(),
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: lab-guest run JOB.json EVENTS_FILE   (as root, in a private mount namespace)");
+    eprintln!("without arguments it is the init of a lab machine");
+    ExitCode::from(2)
+}
