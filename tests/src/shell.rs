@@ -80,7 +80,7 @@ fn small_storm() -> StormJob {
         layers: 10,
         inspection_passes: 1,
     };
-    StormJob { points: vec![point], iterations: 1, warmup_iterations: 1 }
+    StormJob { points: vec![point], iterations: 1, warmup_iterations: 1, descriptors_inherited: true }
 }
 
 /// Each read gives one record, and EAGAIN after the last (Documentation/ABI/testing/dev-kmsg).

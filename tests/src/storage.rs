@@ -113,8 +113,8 @@ fn mount_ext4(path: &Path, devices: Devices) -> Result<Option<PathBuf>> {
     let mut format = Command::new(mke2fs);
     format.args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(&image);
     run_within(&mut format, TOOL_LIMIT)?;
-    // mount(8) finds a free loop device and has the kernel release it with the unmount (LO_FLAGS_AUTOCLEAR).
-    run_within(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(&image).arg(path), TOOL_LIMIT)?;
+    // -n: nothing is written outside our namespace. mount(8) finds a free loop device and has the kernel release it with the unmount (LO_FLAGS_AUTOCLEAR).
+    run_within(Command::new("mount").args(["-n", "-t", "ext4", "-o", "loop"]).arg(&image).arg(path), TOOL_LIMIT)?;
     Ok(Some(image))
 }
 

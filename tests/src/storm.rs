@@ -40,7 +40,7 @@ fn run_point(
         "a storm needs threads, containers and layers"
     );
     let ground = Ground::mount(point.storage, point.propagation, devices)?;
-    let workload = workload::of_point(point, seed, ground.path());
+    let workload = workload::of_point(point, seed, job.descriptors_inherited, ground.path());
     workload.prepare()?;
     progress.send();
     let mut storm =

@@ -37,12 +37,14 @@ impl IdMap {
     }
 }
 
-/// A user namespace with this map: containerd's way, by a child that is killed as soon as the namespace is open.
+/// A user namespace with this map: containerd's way, by a child that is killed as soon as the namespace is open. Whether the child
+/// inherits copies of our descriptors is `descriptors_inherited`.
 ///
 /// # Errors
 /// clone(2) refuses, /proc is not mounted, or we are not root.
-pub fn open(map: IdMap) -> Result<OwnedFd> {
-    let child = UserNsChild::spawn().context("cannot clone a child with CLONE_NEWUSER")?;
+pub fn open(map: IdMap, descriptors_inherited: bool) -> Result<OwnedFd> {
+    let child = if descriptors_inherited { UserNsChild::spawn() } else { UserNsChild::spawn_without_copies() };
+    let child = child.context("cannot clone a child with CLONE_NEWUSER")?;
     for name in ["uid_map", "gid_map"] {
         let path = format!("/proc/{}/{name}", child.pid);
         fs::write(&path, map.line()).with_context(|| format!("cannot write {path}"))?;

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 /// containerd's container starts on one image.
 pub struct ContainerStart {
     point: StormPoint,
+    descriptors_inherited: bool,
     layout: Layout,
     files: Vec<LayerFile>,
     view: Vec<LayerFile>,
@@ -30,14 +31,14 @@ pub struct ContainerStart {
 
 impl ContainerStart {
     /// The starts of `point` in the mount at `root`.
-    pub fn new(point: &StormPoint, seed: u64, root: &Path) -> ContainerStart {
+    pub fn new(point: &StormPoint, seed: u64, descriptors_inherited: bool, root: &Path) -> ContainerStart {
         let layout = Layout::new(root, point.layers);
         let files = layer_files(seed, point.layers);
         let view = merged_view(&files);
         let user_databases =
             view.iter().filter(|file| [PASSWD, GROUP].contains(&file.path.as_str())).cloned().collect();
         let layers = layout.lower_dirs();
-        ContainerStart { point: point.clone(), layout, files, view, user_databases, layers }
+        ContainerStart { point: point.clone(), descriptors_inherited, layout, files, view, user_databases, layers }
     }
 
     /// containerd itself looks for the user in a read-only overlay, in which the writable layer is one more lower one.
@@ -69,7 +70,15 @@ impl ContainerStart {
         target: &'a Path,
     ) -> Pass<'a> {
         let temporary = self.layout.idmapped(container, pass);
-        Pass { profile: self.point.profile, map: IdMap::of_container(container), temporary, layers, upper, target }
+        Pass {
+            profile: self.point.profile,
+            map: IdMap::of_container(container),
+            descriptors_inherited: self.descriptors_inherited,
+            temporary,
+            layers,
+            upper,
+            target,
+        }
     }
 
     fn prepare_container(&self, container: u32) -> Result<()> {

@@ -39,6 +39,6 @@ pub trait Workload: Sync {
 }
 
 /// The load of this storm, in the mount at `root`.
-pub fn of_point(point: &StormPoint, seed: u64, root: &Path) -> Box<dyn Workload> {
-    Box::new(container_start::ContainerStart::new(point, seed, root))
+pub fn of_point(point: &StormPoint, seed: u64, descriptors_inherited: bool, root: &Path) -> Box<dyn Workload> {
+    Box::new(container_start::ContainerStart::new(point, seed, descriptors_inherited, root))
 }

@@ -17,6 +17,8 @@ pub struct Pass<'a> {
     pub profile: Profile,
     /// The container's ids.
     pub map: IdMap,
+    /// Whether the child that holds the user namespace inherits copies of our descriptors.
+    pub descriptors_inherited: bool,
     /// The temporary folder for idmapped layers; made and removed by the pass.
     pub temporary: PathBuf,
     /// The layers on disk, topmost first.
@@ -34,7 +36,7 @@ impl Pass<'_> {
     /// # Errors
     /// The call that failed.
     pub fn run(&self, log: &mut CallLog<'_>) -> Result<()> {
-        let user_ns = user_ns::open(self.map)?;
+        let user_ns = user_ns::open(self.map, self.descriptors_inherited)?;
         make_folder(&self.temporary)?;
         let lower_dirs = match self.profile {
             Profile::Detach => detach::attach(&self.temporary, self.layers, &user_ns, log)?,
