@@ -61,7 +61,7 @@ fn prompt(devices: Devices) -> Result<()> {
 fn obey(word: &str, devices: Devices) -> Result<()> {
     match word {
         "" => {}
-        "storm" => storm::run(&small_storm(), 1, devices, &Events::to_file(Path::new("/dev/stdout"))?)?,
+        "storm" => storm::run(&small_storm(), 1, devices, &Events::to_file(Path::new("/proc/self/fd/1"))?)?,
         "mounts" => print!("{}", fs::read_to_string("/proc/self/mountinfo")?),
         "dmesg" => dmesg()?,
         "help" => println!("{HELP}"),

@@ -113,10 +113,7 @@ mod tests {
     fn options_near_a_page_become_relative() {
         let long = arguments(&overlay(100), 4096).unwrap();
         assert_eq!(long.chdir, Some("/tmp/storm/tmpmounts/ovl-idmapped7-0".into()));
-        assert!(
-            long.options.ends_with(",lowerdir=0:1:2:3:4:5:6:7:8:9:".split_at(20).0)
-                || long.options.contains("lowerdir=0:1:2:")
-        );
+        assert!(long.options.contains(",lowerdir=0:1:2:") && long.options.ends_with(":98:99"), "{}", long.options);
     }
 
     #[test]
