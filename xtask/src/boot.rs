@@ -24,5 +24,5 @@ pub fn boot(flags: &BootFlags, root: &Path, events: Events<'_>) -> Result<Exit> 
     if status.success() {
         return Ok(Exit::Success);
     }
-    Err(Failure::new(Exit::MachineDied, format!("QEMU {}", crate::process::status_words(status))))
+    Err(Failure::error(Exit::MachineDied, format!("QEMU {}", crate::process::status_words(status))))
 }

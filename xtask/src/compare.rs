@@ -101,8 +101,9 @@ pub fn of_run(run: &Run) -> Result<Comparison> {
     let remaining = run.remaining().len();
     if remaining > 0 {
         let dir = run.dir.display();
-        let message = format!("{dir} is not finished: {remaining} boots are missing\nnext: cargo xtask bench --resume {dir}");
-        return Err(Failure::new(Exit::Unavailable, message));
+        let message =
+            format!("{dir} is not finished: {remaining} boots are missing\nnext: cargo xtask bench --resume {dir}");
+        return Err(Failure::error(Exit::Unavailable, message));
     }
     let candidate = run.manifest.candidate.as_ref().map_or("none", |kernel| &kernel.name);
     judged(run, &run.samples, candidate)
@@ -122,7 +123,7 @@ pub fn of_two_runs(first: &Run, second: &Run) -> Result<Comparison> {
     ];
     if let Some((what, _)) = differs.iter().find(|(_, differs)| *differs) {
         let message = format!("the two runs differ in {what}: a ratio between them would not be the kernels'");
-        return Err(Failure::new(Exit::Usage, message));
+        return Err(Failure::error(Exit::Usage, message));
     }
     let of_first = first.samples.iter().filter(|sample| sample.arm != Arm::Candidate).cloned();
     let of_second = second.samples.iter().filter(|sample| sample.arm == Arm::Baseline);
@@ -162,7 +163,8 @@ pub fn name(point: &StormPoint) -> String {
 
 /// One failed check anywhere withholds the storm's number: for either kernel, because a ratio needs both.
 fn failed_oracle(samples: &[&StoredSample], manifest: &crate::results::Manifest, candidate: &str) -> Option<String> {
-    let failed = |stored: &&&StoredSample| !stored.sample.oracle.failures.is_empty() || stored.sample.elapsed_ns.is_none();
+    let failed =
+        |stored: &&&StoredSample| !stored.sample.oracle.failures.is_empty() || stored.sample.elapsed_ns.is_none();
     let failing: Vec<_> = samples.iter().filter(failed).collect();
     let first = failing.first()?;
     let kernel = if first.arm == Arm::Candidate { candidate } else { &manifest.baseline.name };
@@ -176,7 +178,8 @@ fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<
     for (metric, values) in metrics(samples)? {
         // The host machine has no candidate: there the control alone is shown against the baseline.
         let candidate = values.get(&Arm::Candidate).or(values.get(&Arm::Control));
-        let (Some(baseline), Some(control), Some(candidate)) = (values.get(&Arm::Baseline), values.get(&Arm::Control), candidate)
+        let (Some(baseline), Some(control), Some(candidate)) =
+            (values.get(&Arm::Baseline), values.get(&Arm::Control), candidate)
         else {
             continue;
         };
@@ -239,7 +242,8 @@ fn metrics(samples: &[&StoredSample]) -> Result<Vec<(String, ByArm)>> {
     Ok(std::iter::once((MAIN_METRIC.to_owned(), throughput)).chain(latencies).collect())
 }
 
-fn containers_per_s(sample: &Sample) -> Option<f64> {
+/// Containers per second of one iteration; nothing when its oracle failed.
+pub fn containers_per_s(sample: &Sample) -> Option<f64> {
     sample.elapsed_ns.map(|ns| f64::from(sample.point.containers) * 1e9 / ns as f64)
 }
 

@@ -67,6 +67,8 @@ pub struct Manifest {
     pub iterations: u32,
     /// Untimed iterations before them.
     pub warmup_iterations: u32,
+    /// See [`mount_storms::protocol::StormJob::descriptors_inherited`].
+    pub descriptors_inherited: bool,
     /// The boots, in order.
     pub boots: Vec<PlannedBoot>,
     /// What may disturb the figures, in sentences.
@@ -112,9 +114,11 @@ impl Run {
     /// A file is missing, malformed, or of another version. A cut last line of an unfinished run is dropped: its boot is made again.
     pub fn open(dir: &Path) -> Result<Run> {
         let path = dir.join("manifest.json");
-        let text = fs::read_to_string(&path)
-            .map_err(|error| Failure::new(Exit::Usage, format!("{} is no run: {}: {error}", dir.display(), path.display())))?;
-        let manifest: Manifest = serde_json::from_str(&text).map_err(|error| corrupt(&path, error.line(), &error.to_string()))?;
+        let text = fs::read_to_string(&path).map_err(|error| {
+            Failure::error(Exit::Usage, format!("{} is no run: {}: {error}", dir.display(), path.display()))
+        })?;
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|error| corrupt(&path, error.line(), &error.to_string()))?;
         if manifest.version != RESULTS_VERSION {
             let why = format!("version {}, this mountlab reads {RESULTS_VERSION}", manifest.version);
             return Err(corrupt(&path, 1, &why));
@@ -133,7 +137,11 @@ impl Run {
         self.samples.retain(|stored| whole.contains(&(stored.arm, stored.boot)));
         let text = fs::read_to_string(self.dir.join("samples.jsonl")).unwrap_or_default();
         if self.samples.len() != before || !(text.is_empty() || text.ends_with('\n')) {
-            let lines = self.samples.iter().map(|stored| Ok(serde_json::to_string(stored)? + "\n")).collect::<Result<String>>()?;
+            let lines = self
+                .samples
+                .iter()
+                .map(|stored| Ok(serde_json::to_string(stored)? + "\n"))
+                .collect::<Result<String>>()?;
             write_atomically(&self.dir.join("samples.jsonl"), &lines)?;
         }
         Ok(())
@@ -174,13 +182,21 @@ impl Run {
     pub fn append(&mut self, planned: &PlannedBoot, samples: Vec<StoredSample>) -> Result<()> {
         let expected = self.manifest.points.len() * self.manifest.iterations as usize;
         if samples.len() != expected {
-            let message = format!("boot {} of {} sent {} samples, {expected} were asked for", planned.boot, arm_name(planned.arm), samples.len());
-            return Err(Failure::new(Exit::MachineDied, message));
+            let message = format!(
+                "boot {} of {} sent {} samples, {expected} were asked for",
+                planned.boot,
+                arm_name(planned.arm),
+                samples.len()
+            );
+            return Err(Failure::error(Exit::MachineDied, message));
         }
-        let lines = samples.iter().map(|stored| Ok(serde_json::to_string(stored)? + "\n")).collect::<Result<String>>()?;
+        let lines =
+            samples.iter().map(|stored| Ok(serde_json::to_string(stored)? + "\n")).collect::<Result<String>>()?;
         let path = self.dir.join("samples.jsonl");
         let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-        file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()).with_context(|| format!("cannot write {}", path.display()))?;
+        file.write_all(lines.as_bytes())
+            .and_then(|()| file.sync_all())
+            .with_context(|| format!("cannot write {}", path.display()))?;
         self.samples.extend(samples);
         Ok(())
     }
@@ -235,7 +251,7 @@ fn corrupt(path: &Path, line: usize, why: &str) -> anyhow::Error {
         "{}, line {line}: {why}\nnext: restore the file, or delete the lines of that boot and continue with `bench --resume`",
         path.display()
     );
-    Failure::new(Exit::ResultsCorrupt, message)
+    Failure::error(Exit::ResultsCorrupt, message)
 }
 
 /// Writes a file so that a reader sees the old one or the new one.
@@ -272,7 +288,12 @@ pub fn all(results: &Path) -> Vec<PathBuf> {
 pub fn find_resumable(results: &Path) -> Result<PathBuf> {
     let open = |dir: PathBuf| Run::open(&dir).ok().filter(|run| !run.remaining().is_empty());
     let newest = all(results).into_iter().filter_map(open).max_by(|a, b| a.manifest.started.cmp(&b.manifest.started));
-    let none = || Failure::new(Exit::Usage, format!("no run below {} is unfinished: there is nothing to resume", results.display()));
+    let none = || {
+        Failure::error(
+            Exit::Usage,
+            format!("no run below {} is unfinished: there is nothing to resume", results.display()),
+        )
+    };
     newest.map(|run| run.dir).ok_or_else(none)
 }
 
@@ -280,8 +301,10 @@ pub fn find_resumable(results: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 pub mod fixture {
     use super::*;
-    use mount_storms::metrics::Calls;
-    use mount_storms::protocol::{Oracle, Profile, Propagation, Storage};
+    use base64::Engine;
+    use hdrhistogram::Histogram;
+    use hdrhistogram::serialization::{Serializer, V2Serializer};
+    use mount_storms::protocol::{Latency, Oracle, Profile, Propagation, Storage};
 
     /// A storm of ten containers.
     pub fn point() -> StormPoint {
@@ -305,7 +328,14 @@ pub mod fixture {
             mountlab_commit: "0123456789ab".into(),
             started: "2026-11-23T08:00:00Z".into(),
             host: "a host".into(),
-            machine: MachineInfo { kind: "mock".into(), version: String::new(), cpus: 2, memory_mib: 1, topology: "smoke".into(), simulated: false },
+            machine: MachineInfo {
+                kind: "mock".into(),
+                version: String::new(),
+                cpus: 2,
+                memory_mib: 1,
+                topology: "smoke".into(),
+                simulated: false,
+            },
             baseline: kernel("mainline"),
             candidate: Some(kernel("patched")),
             seed: 1,
@@ -313,20 +343,38 @@ pub mod fixture {
             points: vec![point()],
             iterations: 2,
             warmup_iterations: 0,
+            descriptors_inherited: true,
             boots: crate::plan::plan(3, true, 1),
             warnings: vec!["the host is busy".into()],
         };
-        let samples = rates.iter().flat_map(|&(arm, rate)| (0..3).flat_map(move |boot| (0..2).map(move |iteration| sample(arm, boot, iteration, rate))));
+        let samples = rates.iter().flat_map(|&(arm, rate)| {
+            (0..3).flat_map(move |boot| (0..2).map(move |iteration| sample(arm, boot, iteration, rate)))
+        });
         Run { dir: "results/mock/x-1".into(), manifest, samples: samples.collect() }
+    }
+
+    /// Twenty calls around `ns`.
+    fn latency(ns: u64) -> Latency {
+        let mut histogram = Histogram::<u64>::new(3).unwrap();
+        (0..20).for_each(|n| histogram.record(ns + n).unwrap());
+        let mut bytes = Vec::new();
+        V2Serializer::new().serialize(&histogram, &mut bytes).unwrap();
+        Latency {
+            count: histogram.len(),
+            mean_ns: histogram.mean(),
+            p50_ns: histogram.value_at_quantile(0.5),
+            p99_ns: histogram.value_at_quantile(0.99),
+            max_ns: histogram.max(),
+            hdr_v2_base64: base64::engine::general_purpose::STANDARD.encode(bytes),
+        }
     }
 
     fn sample(arm: Arm, boot: u32, iteration: u32, rate: f64) -> StoredSample {
         let rate = rate * (1.0 + (f64::from(boot) - 1.0) / 200.0);
-        let mut calls = Calls::default();
-        (0..20).for_each(|n| calls.record("umount", (1e6 / rate) as u64 * 100 + n));
+        let calls = [("umount".to_owned(), latency((1e8 / rate) as u64))].into();
         let oracle = Oracle { checks: [("layer_content".to_owned(), 40)].into(), failures: Vec::new() };
         let elapsed_ns = Some((10.0 * 1e9 / rate) as u64);
-        StoredSample { arm, boot, sample: Sample { point: point(), iteration, elapsed_ns, calls: calls.latencies().unwrap(), oracle } }
+        StoredSample { arm, boot, sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle } }
     }
 }
 
@@ -361,7 +409,8 @@ mod tests {
     #[test]
     fn runs_of_one_day_are_numbered() {
         let dir = tempfile::tempdir().unwrap();
-        let names: Vec<String> = (0..2).map(|_| two_boots(dir.path()).dir.file_name().unwrap().to_string_lossy().into_owned()).collect();
+        let names: Vec<String> =
+            (0..2).map(|_| two_boots(dir.path()).dir.file_name().unwrap().to_string_lossy().into_owned()).collect();
         assert_eq!(names, ["2026-11-23-patched-1", "2026-11-23-patched-2"]);
     }
 

@@ -6,7 +6,7 @@ use crate::flags::SetupFlags;
 use crate::process::Task;
 use anyhow::Result;
 use std::fs;
-use std::io::{IsTerminal, Write, stdin, stderr};
+use std::io::{IsTerminal, Write, stderr, stdin};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -93,7 +93,7 @@ pub fn ensure(flags: &SetupFlags, events: Events<'_>) -> Result<()> {
     let told = told(&missing, &commands);
     if commands.is_empty() || !(flags.yes || confirmed(&told)?) {
         let next = "run the command above, or this one with --yes";
-        return Err(Failure::new(Exit::Unavailable, format!("{told}\nnext: {next}")));
+        return Err(Failure::error(Exit::Unavailable, format!("{told}\nnext: {next}")));
     }
     events.hear(&Event::Note(told));
     for words in commands {
@@ -109,7 +109,7 @@ fn still_missing() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Failure::new(Exit::Unavailable, format!("installed, but still {}", told(&missing, &[]))))
+    Err(Failure::error(Exit::Unavailable, format!("installed, but still {}", told(&missing, &[]))))
 }
 
 fn is_there(probe: &Probe) -> bool {
@@ -210,7 +210,10 @@ mod tests {
         let missing = lacking(&["flex", "qemu-system-x86_64"]);
         let commands = commands(Family::Debian, &missing, false);
         let text = told(&missing, &commands);
-        assert!(text.contains("flex: kconfig's lexer") && text.contains("qemu-system-x86_64: boots the kernels"), "{text}");
+        assert!(
+            text.contains("flex: kconfig's lexer") && text.contains("qemu-system-x86_64: boots the kernels"),
+            "{text}"
+        );
         assert!(text.contains("sudo apt-get install --yes --no-install-recommends flex qemu-system-x86"), "{text}");
     }
 

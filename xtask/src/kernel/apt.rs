@@ -79,7 +79,11 @@ mod tests {
     #[test]
     fn nothing_of_the_system_is_written() {
         let text = configuration(Path::new("/c/apt"));
-        for line in ["Dir::State::Lists \"/c/apt/lists\";", "Dir::Cache \"/c/apt/cache\";", "Dir::Etc::SourceParts \"/dev/null\";"] {
+        for line in [
+            "Dir::State::Lists \"/c/apt/lists\";",
+            "Dir::Cache \"/c/apt/cache\";",
+            "Dir::Etc::SourceParts \"/dev/null\";",
+        ] {
             assert!(text.contains(line), "{line}");
         }
     }

@@ -125,7 +125,9 @@ impl Order<'_> {
         let tree = self.tree_dir(&self.recipe.patches)?;
         for change in self.recipe.patches.iter().flat_map(|patch| &patch.files).filter(|change| change.new.is_some()) {
             let path = tree.join(change.path());
-            File::open(&path)?.set_modified(SystemTime::now()).with_context(|| format!("cannot touch {}", path.display()))?;
+            File::open(&path)?
+                .set_modified(SystemTime::now())
+                .with_context(|| format!("cannot touch {}", path.display()))?;
         }
         Ok(())
     }
@@ -134,7 +136,8 @@ impl Order<'_> {
         let _ = fs::remove_file(build.join("kernel.json"));
         self.configure(build)?;
         self.compile(build, &key, events)?;
-        let release = fs::read_to_string(build.join("include/config/kernel.release")).context("the build names no release")?;
+        let release =
+            fs::read_to_string(build.join("include/config/kernel.release")).context("the build names no release")?;
         let kernel = Kernel {
             name: self.recipe.name.clone(),
             key,
@@ -197,7 +200,9 @@ impl Order<'_> {
         let mut make = Command::new("make");
         make.current_dir(build.parent().context("a build folder lies in its tree")?);
         make.arg(format!("O={}", build.file_name().context("a build folder has a name")?.display()));
-        make.env("KBUILD_BUILD_TIMESTAMP", "1970-01-01").env("KBUILD_BUILD_USER", "mountlab").env("KBUILD_BUILD_HOST", "mountlab");
+        make.env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
+            .env("KBUILD_BUILD_USER", "mountlab")
+            .env("KBUILD_BUILD_HOST", "mountlab");
         // What cargo and the user's shell export must not reach the kernel's make.
         for name in ["MAKEFLAGS", "MFLAGS", "CARGO_MAKEFLAGS", "CFLAGS", "KCFLAGS", "ARCH", "CROSS_COMPILE"] {
             make.env_remove(name);
@@ -248,7 +253,9 @@ fn copy_build(from: &Path, to: &Path) -> Result<()> {
 
 /// Lines of make that stand for a step: "  CC      fs/namespace.o".
 fn steps(log: &str) -> u64 {
-    log.lines().filter(|line| line.starts_with("  ") && line.as_bytes().get(2).is_some_and(u8::is_ascii_uppercase)).count() as u64
+    log.lines()
+        .filter(|line| line.starts_with("  ") && line.as_bytes().get(2).is_some_and(u8::is_ascii_uppercase))
+        .count() as u64
 }
 
 /// First lines of `gcc --version` and `ld --version`.
@@ -286,7 +293,7 @@ pub fn checkpatch(tree: &Path, patch: &Path) -> Result<()> {
 /// A failure that says which prefix of a queue it belongs to.
 pub fn prefix_failed(error: anyhow::Error, count: usize) -> anyhow::Error {
     let exit = crate::failure::exit_code(&error);
-    Failure::new(exit, format!("the prefix of {count} patches does not build:\n{error:#}"))
+    Failure::error(exit, format!("the prefix of {count} patches does not build:\n{error:#}"))
 }
 
 #[cfg(test)]
@@ -295,7 +302,10 @@ mod tests {
 
     #[test]
     fn steps_are_counted_and_other_lines_are_not() {
-        assert_eq!(steps("make[1]: Entering\n  CC      fs/namespace.o\n  LD      vmlinux\n  warning: x\nfs/x.c: note\n"), 2);
+        assert_eq!(
+            steps("make[1]: Entering\n  CC      fs/namespace.o\n  LD      vmlinux\n  warning: x\nfs/x.c: note\n"),
+            2
+        );
     }
 
     #[test]

@@ -127,7 +127,9 @@ impl Catalog {
         if let Some(count) = count {
             let most = patches.len();
             let count = count.parse().ok().filter(|count| *count <= most);
-            let count = count.ok_or_else(|| Failure::new(Exit::Usage, format!("'{name}': {known} has {most} patches, @0 to @{most}")))?;
+            let count = count.ok_or_else(|| {
+                Failure::error(Exit::Usage, format!("'{name}': {known} has {most} patches, @0 to @{most}"))
+            })?;
             patches.truncate(count);
         }
         recipe(Tree::Base, patches)
@@ -154,7 +156,7 @@ impl Catalog {
     fn mutant(&self, name: &str) -> Result<Patch> {
         if !self.mutants().iter().any(|known| known == name) {
             let known = self.mutants().join(", ");
-            return Err(Failure::new(Exit::Usage, format!("no mutant is called '{name}'; there are: {known}")));
+            return Err(Failure::error(Exit::Usage, format!("no mutant is called '{name}'; there are: {known}")));
         }
         series::read_patch(&self.dir.join("mutants"), name)
     }
@@ -162,7 +164,9 @@ impl Catalog {
     fn tree_of_user(&self, name: &str) -> Result<PathBuf> {
         let path = Path::new(name).canonicalize();
         let found = path.ok().filter(|path| path.join("Kconfig").exists() && path.join("Makefile").exists());
-        found.ok_or_else(|| Failure::new(Exit::Usage, format!("{name} is no kernel tree: it has no Makefile and Kconfig")))
+        found.ok_or_else(|| {
+            Failure::error(Exit::Usage, format!("{name} is no kernel tree: it has no Makefile and Kconfig"))
+        })
     }
 
     fn unknown(&self, name: &str) -> anyhow::Error {
@@ -171,7 +175,7 @@ impl Catalog {
             "no kernel is called '{name}'; there are: {known}, NAME@N for its first N patches, mutant:NAME, \
              a path with a '/' to a kernel tree, git:URL#ref"
         );
-        Failure::new(Exit::Usage, message)
+        Failure::error(Exit::Usage, message)
     }
 }
 

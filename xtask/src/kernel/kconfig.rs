@@ -22,10 +22,11 @@ pub fn merged(root: &Path, fragments: &[&str]) -> Result<String> {
 }
 
 fn unknown(fragment: &str, dir: &Path) -> anyhow::Error {
-    let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names =
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let mut known: Vec<String> = names.filter_map(|name| name.strip_suffix(".config").map(str::to_owned)).collect();
     known.sort();
-    Failure::new(Exit::Usage, format!("no kconfig fragment is called '{fragment}'; there are: {}", known.join(", ")))
+    Failure::error(Exit::Usage, format!("no kconfig fragment is called '{fragment}'; there are: {}", known.join(", ")))
 }
 
 /// Options of a fragment or a .config: name and value; "n" for `is not set`. Later lines win.
@@ -63,8 +64,10 @@ pub fn check(requested: &str, config: &Path) -> Result<()> {
         return Ok(());
     }
     let list = vanished.join("\n  ");
-    let message = format!("kconfig options did not take:\n  {list}\nnext: mend vm-configs/kconfig/ (a dependency is missing, or the option is gone)");
-    Err(Failure::new(Exit::ConfigVanished, message))
+    let message = format!(
+        "kconfig options did not take:\n  {list}\nnext: mend vm-configs/kconfig/ (a dependency is missing, or the option is gone)"
+    );
+    Err(Failure::error(Exit::ConfigVanished, message))
 }
 
 #[cfg(test)]

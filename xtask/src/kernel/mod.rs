@@ -18,6 +18,7 @@ use catalog::{Catalog, Recipe, Tree};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+#[cfg(test)]
 pub use series::strays;
 
 /// A built kernel: all that a machine needs to boot it, and all that a result needs to name it.
@@ -125,7 +126,11 @@ impl Workshop<'_> {
         for mutant in &mutants {
             self.try_on(&catalog.recipe(&format!("mutant:{mutant}"))?.patches, &pristine)?;
         }
-        Ok(format!("{count} patches and {} mutants apply to Linux {}; checkpatch --strict is content", mutants.len(), catalog.base.version))
+        Ok(format!(
+            "{count} patches and {} mutants apply to Linux {}; checkpatch --strict is content",
+            mutants.len(),
+            catalog.base.version
+        ))
     }
 
     /// Applies patches to copies of the files they touch.
@@ -165,12 +170,20 @@ impl Workshop<'_> {
         let fragments = ["base", "bench"];
         let config = kconfig::merged(self.root, &fragments)?;
         let mut text = String::new();
-        let mutants = catalog.mutants().into_iter().map(|name| (format!("mutant:{name}"), "broken on purpose".to_owned()));
+        let mutants =
+            catalog.mutants().into_iter().map(|name| (format!("mutant:{name}"), "broken on purpose".to_owned()));
         let named = catalog.kernel.iter().map(|(name, entry)| (name.clone(), entry.about.clone()));
         for (name, about) in named.chain(mutants) {
             let recipe = catalog.recipe(&name)?;
             let pristine = self.cache.dir().join(format!("source/linux-{}", catalog.base.version));
-            let order = Order { recipe: &recipe, base: &catalog.base, pristine: &pristine, fragments: &fragments, config: &config, cache: self.cache };
+            let order = Order {
+                recipe: &recipe,
+                base: &catalog.base,
+                pristine: &pristine,
+                fragments: &fragments,
+                config: &config,
+                cache: self.cache,
+            };
             let built = if build::is_built(&order) { "built" } else { "not built" };
             text += &format!("{name:28} {:>2} patches  {built:9}  {about}\n", recipe.patches.len());
         }
@@ -202,12 +215,13 @@ fn queue_dir(catalog: &Catalog) -> Result<PathBuf> {
 }
 
 fn refuse_faults(faults: Vec<String>) -> Result<()> {
-    if faults.is_empty() { Ok(()) } else { Err(Failure::new(Exit::PatchRejected, faults.join("\n"))) }
+    if faults.is_empty() { Ok(()) } else { Err(Failure::error(Exit::PatchRejected, faults.join("\n"))) }
 }
 
 /// The kernel that runs now, for the `host` machine.
 pub fn running() -> Kernel {
-    let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let release =
+        nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     Kernel { name: "running".into(), key: release.clone(), base: release.clone(), release, ..Kernel::default() }
 }
 

@@ -66,7 +66,9 @@ impl Patch {
                 lines.next();
             } else if let Some(header) = line.strip_prefix("@@ -") {
                 let Some(file) = files.last_mut() else { return refuse("a hunk before any file") };
-                let Some((start, old, new)) = header_numbers(header) else { return refuse("a hunk header that does not parse") };
+                let Some((start, old, new)) = header_numbers(header) else {
+                    return refuse("a hunk header that does not parse");
+                };
                 let mut hunk = Hunk { line: start, before: Vec::new(), after: Vec::new() };
                 while hunk.before.len() < old || hunk.after.len() < new {
                     let Some((number, line)) = lines.next() else { return refuse("the hunk ends early") };
@@ -86,7 +88,9 @@ impl Patch {
     /// What is wrong with the form of the mail, in sentences: series-wide rules that need no tree.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        for (header, why) in [("Subject: ", "no Subject"), ("Signed-off-by: ", "no Signed-off-by"), ("From: ", "no author")] {
+        for (header, why) in
+            [("Subject: ", "no Subject"), ("Signed-off-by: ", "no Signed-off-by"), ("From: ", "no author")]
+        {
             if !self.text.lines().any(|line| line.starts_with(header)) {
                 faults.push(format!("{}: {why}", self.slug));
             }
@@ -136,7 +140,7 @@ fn path(text: &str, prefix: &str) -> Option<String> {
 }
 
 fn malformed(slug: &str, number: usize, why: &str) -> anyhow::Error {
-    Failure::new(Exit::PatchRejected, format!("{slug}.patch, line {}: {why}", number + 1))
+    Failure::error(Exit::PatchRejected, format!("{slug}.patch, line {}: {why}", number + 1))
 }
 
 /// The new text of a file; `text` is `None` for a new file, and so is the result for a deleted one.
@@ -144,7 +148,15 @@ fn malformed(slug: &str, number: usize, why: &str) -> anyhow::Error {
 /// # Errors
 /// The first hunk that does not fit: patch, file, hunk, and the line that differs.
 pub fn apply(slug: &str, change: &FileChange, text: Option<&str>) -> Result<Option<String>> {
-    let rejected = |why: String| Failure::new(Exit::PatchRejected, format!("{slug}.patch does not apply to {}: {why}\nnext: `cargo xtask series edit DIR` to mend the queue", change.path()));
+    let rejected = |why: String| {
+        Failure::error(
+            Exit::PatchRejected,
+            format!(
+                "{slug}.patch does not apply to {}: {why}\nnext: `cargo xtask series edit DIR` to mend the queue",
+                change.path()
+            ),
+        )
+    };
     match (text, &change.old) {
         (None, Some(_)) => return Err(rejected("the file is not there".into())),
         (Some(_), None) => return Err(rejected("it would be a new file, and there is one".into())),
@@ -173,7 +185,11 @@ pub fn apply(slug: &str, change: &FileChange, text: Option<&str>) -> Result<Opti
     out.extend(&lines[at..]);
     if change.new.is_none() {
         let left = out.len();
-        return if left == 0 { Ok(None) } else { Err(rejected(format!("{left} lines would be left of a deleted file"))) };
+        return if left == 0 {
+            Ok(None)
+        } else {
+            Err(rejected(format!("{left} lines would be left of a deleted file")))
+        };
     }
     Ok(Some(out.iter().map(|line| format!("{line}\n")).collect()))
 }

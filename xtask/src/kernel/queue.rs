@@ -19,14 +19,16 @@ const BASE_TAG: &str = "mountlab-base";
 /// The folder exists, or git refuses a patch.
 pub fn edit(pristine: &Path, queue: &Path, dir: &Path) -> Result<()> {
     if dir.exists() {
-        return Err(Failure::new(Exit::Usage, format!("{} is there already", dir.display())));
+        return Err(Failure::error(Exit::Usage, format!("{} is there already", dir.display())));
     }
     // A real copy: an editor may write in place, and the base in the cache must stay what it is.
     let mut cp = Command::new("cp");
     cp.args(["--archive", "--reflink=auto"]).arg(pristine).arg(dir);
     Task::new(cp).limit(Duration::from_secs(900)).on_failure(Exit::NoSpace, "free some space").run()?;
     git(dir, &["init", "--quiet"])?;
-    for (key, value) in [("user.name", "mountlab"), ("user.email", "mountlab@localhost"), ("gc.auto", "0"), ("core.autocrlf", "false")] {
+    for (key, value) in
+        [("user.name", "mountlab"), ("user.email", "mountlab@localhost"), ("gc.auto", "0"), ("core.autocrlf", "false")]
+    {
         git(dir, &["config", key, value])?;
     }
     git(dir, &["add", "--all", "--force"])?;
@@ -45,7 +47,10 @@ pub fn edit(pristine: &Path, queue: &Path, dir: &Path) -> Result<()> {
 /// The folder is no such tree, or it has changes that are not committed.
 pub fn save(dir: &Path, queue: &Path) -> Result<usize> {
     let dirty = git(dir, &["status", "--porcelain", "--untracked-files=no"])?;
-    ensure!(dirty.is_empty(), Failure::new(Exit::Usage, format!("{} has changes that are not committed:\n{dirty}", dir.display())));
+    ensure!(
+        dirty.is_empty(),
+        Failure::error(Exit::Usage, format!("{} has changes that are not committed:\n{dirty}", dir.display()))
+    );
     let scratch = tempfile::tempdir()?;
     let out = scratch.path().to_string_lossy().into_owned();
     // Nothing of this run may show in the mails: no commit ids, no git version, no numbers.
@@ -91,7 +96,11 @@ fn git(dir: &Path, arguments: &[&str]) -> Result<String> {
     let mut git = Command::new("git");
     git.arg("-C").arg(dir).args(arguments).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_SYSTEM", "/dev/null");
     let hint = format!("look at {} with git status", dir.display());
-    Task::new(git).limit(Duration::from_secs(900)).on_failure(Exit::PatchRejected, hint).run().context("the queue's git tree")
+    Task::new(git)
+        .limit(Duration::from_secs(900))
+        .on_failure(Exit::PatchRejected, hint)
+        .run()
+        .context("the queue's git tree")
 }
 
 #[cfg(test)]
@@ -113,15 +122,26 @@ mod tests {
                  diff --git a/f b/f\nindex {index} 100644\n--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n{from}{to}"
             )
         };
-        fs::write(queue.join("fs-one.patch"), mail("fs: one", "-one\n+1\n two\n", " three\n", "4cb29ea38f70..c42d3fdc2f55")).unwrap();
-        fs::write(queue.join("fs-three.patch"), mail("fs: three", " 1\n two\n", "-three\n+3\n", "c42d3fdc2f55..1d6cdf9b0d47")).unwrap();
-        fs::write(queue.join("series"), "# head\n\n# step one\nfs-one.patch\n# step two\nfs-three.patch\n# tail\n").unwrap();
+        fs::write(
+            queue.join("fs-one.patch"),
+            mail("fs: one", "-one\n+1\n two\n", " three\n", "4cb29ea38f70..c42d3fdc2f55"),
+        )
+        .unwrap();
+        fs::write(
+            queue.join("fs-three.patch"),
+            mail("fs: three", " 1\n two\n", "-three\n+3\n", "c42d3fdc2f55..1d6cdf9b0d47"),
+        )
+        .unwrap();
+        fs::write(queue.join("series"), "# head\n\n# step one\nfs-one.patch\n# step two\nfs-three.patch\n# tail\n")
+            .unwrap();
         dir
     }
 
     fn read_all(queue: &Path) -> BTreeMap<String, String> {
         let entries = fs::read_dir(queue).unwrap().flatten();
-        entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path()).unwrap())).collect()
+        entries
+            .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path()).unwrap()))
+            .collect()
     }
 
     #[test]
@@ -153,7 +173,10 @@ mod tests {
         let series = "# head\na.patch\n# of b\nb.patch\n# tail\n";
         let slugs = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert_eq!(rewritten(series, &slugs(&["a", "b"])), series);
-        assert_eq!(rewritten(series, &slugs(&["a", "new", "b"])), "# head\na.patch\nnew.patch\n# of b\nb.patch\n# tail\n");
+        assert_eq!(
+            rewritten(series, &slugs(&["a", "new", "b"])),
+            "# head\na.patch\nnew.patch\n# of b\nb.patch\n# tail\n"
+        );
         assert_eq!(rewritten(series, &slugs(&["b"])), "# of b\nb.patch\n# tail\n");
     }
 }

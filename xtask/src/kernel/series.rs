@@ -31,7 +31,7 @@ pub fn read_patch(dir: &Path, slug: &str) -> Result<Patch> {
     let path = dir.join(format!("{slug}.patch"));
     match fs::read_to_string(&path) {
         Ok(text) => Patch::parse(slug, &text),
-        Err(error) => Err(Failure::new(Exit::PatchRejected, format!("cannot read {}: {error}", path.display()))),
+        Err(error) => Err(Failure::error(Exit::PatchRejected, format!("cannot read {}: {error}", path.display()))),
     }
 }
 

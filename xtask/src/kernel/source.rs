@@ -40,13 +40,21 @@ pub fn base(catalog: &Catalog, cache: &Cache, given: Option<&Path>, events: Even
             Ok(()) => return Ok(kept),
             Err(error) if is_final(&error) => return Err(error),
             Err(error) => {
-                events.hear(&Event::Note(format!("no source from {}: {}; trying the next", shown(origin), first_line(&error))));
+                events.hear(&Event::Note(format!(
+                    "no source from {}: {}; trying the next",
+                    shown(origin),
+                    first_line(&error)
+                )));
                 reasons.push(format!("{}: {error:#}", shown(origin)));
             }
         }
     }
-    let message = format!("no origin has Linux {}:\n{}\nnext: give a tree or tarball with --source PATH", base.version, reasons.join("\n"));
-    Err(Failure::new(Exit::Unavailable, message))
+    let message = format!(
+        "no origin has Linux {}:\n{}\nnext: give a tree or tarball with --source PATH",
+        base.version,
+        reasons.join("\n")
+    );
+    Err(Failure::error(Exit::Unavailable, message))
 }
 
 /// A full disk and Ctrl-C are not mended by another origin.
@@ -67,7 +75,9 @@ fn shown(origin: &Origin) -> String {
 
 /// A tree is used where it lies; a tarball is unpacked into the cache.
 fn given_source(base: &Base, cache: &Cache, given: &Path, events: Events<'_>) -> Result<PathBuf> {
-    let given = given.canonicalize().map_err(|error| Failure::new(Exit::Usage, format!("--source {}: {error}", given.display())))?;
+    let given = given
+        .canonicalize()
+        .map_err(|error| Failure::error(Exit::Usage, format!("--source {}: {error}", given.display())))?;
     if given.is_dir() {
         verify(base, &given)?;
         return Ok(given);
@@ -111,7 +121,7 @@ fn tarball_of_package(package: &str, suite: &str, dir: &Path) -> Result<PathBuf>
     dpkg.arg("--extract").arg(&deb).arg(dir.join("deb"));
     Task::new(dpkg).limit(UNPACK_LIMIT).run()?;
     let tarball = dir.join(format!("deb/usr/src/{package}.tar.xz"));
-    Ok(tarball.exists().then_some(tarball).with_context(|| format!("{package} holds no usr/src/{package}.tar.xz"))?)
+    tarball.exists().then_some(tarball).with_context(|| format!("{package} holds no usr/src/{package}.tar.xz"))
 }
 
 /// Unpacks beside the final place, checks, and moves: what is in the cache is whole.
@@ -140,10 +150,15 @@ fn unpack(base: &Base, cache: &Cache, tarball: &Path, kept: &Path, events: Event
 /// The first difference: another base.
 pub fn verify(base: &Base, tree: &Path) -> Result<()> {
     let wrong = |why: String| {
-        let message = format!("{} is not Linux {}: {why}\nnext: give a pristine tree or tarball of that version with --source PATH", tree.display(), base.version);
-        Failure::new(Exit::WrongBase, message)
+        let message = format!(
+            "{} is not Linux {}: {why}\nnext: give a pristine tree or tarball of that version with --source PATH",
+            tree.display(),
+            base.version
+        );
+        Failure::error(Exit::WrongBase, message)
     };
-    let makefile = fs::read_to_string(tree.join("Makefile")).map_err(|error| wrong(format!("its Makefile: {error}")))?;
+    let makefile =
+        fs::read_to_string(tree.join("Makefile")).map_err(|error| wrong(format!("its Makefile: {error}")))?;
     let found = version(&makefile).ok_or_else(|| wrong("its Makefile names no version".into()))?;
     if found != base.version {
         return Err(wrong(format!("its Makefile says {found}")));
@@ -174,7 +189,8 @@ fn version(makefile: &str) -> Option<String> {
 /// # Errors
 /// Its Makefile names none.
 pub fn version_of(tree: &Path) -> Result<String> {
-    let makefile = fs::read_to_string(tree.join("Makefile")).with_context(|| format!("no Makefile in {}", tree.display()))?;
+    let makefile =
+        fs::read_to_string(tree.join("Makefile")).with_context(|| format!("no Makefile in {}", tree.display()))?;
     version(&makefile).with_context(|| format!("the Makefile of {} names no version", tree.display()))
 }
 
@@ -196,7 +212,10 @@ pub fn of_git(url: &str, reference: &str, cache: &Cache, events: Events<'_>) -> 
     let git = |arguments: &[&str]| {
         let mut git = Command::new("git");
         git.arg("-C").arg(&dir).args(arguments);
-        Task::new(git).limit(Duration::from_secs(3600)).on_failure(Exit::Unavailable, "check the URL and the reference").run()
+        Task::new(git)
+            .limit(Duration::from_secs(3600))
+            .on_failure(Exit::Unavailable, "check the URL and the reference")
+            .run()
     };
     if !dir.join(".git").exists() {
         cache.need_space(UNPACKED_MIB, "fetching a kernel repository")?;
@@ -218,7 +237,8 @@ pub fn identity(tree: &Tree, base: &Base, dir: &Path) -> Result<String> {
     }
     let mut find = Command::new("find");
     find.arg(dir).args(["-name", ".git", "-prune", "-o", "-type", "f", "-printf", "%P %s %T@\\n"]);
-    let mut files: Vec<String> = Task::new(find).limit(Duration::from_secs(120)).run()?.lines().map(str::to_owned).collect();
+    let mut files: Vec<String> =
+        Task::new(find).limit(Duration::from_secs(120)).run()?.lines().map(str::to_owned).collect();
     files.sort();
     Ok(hex(&Sha256::digest(files.join("\n"))))
 }
@@ -251,7 +271,9 @@ mod tests {
     #[test]
     fn another_version_or_a_changed_file_is_refused() {
         let older = MAKEFILE.replace("SUBLEVEL = 4", "SUBLEVEL = 3");
-        for (makefile, text, part) in [(older.as_str(), "text", "says 7.3.3"), (MAKEFILE, "other", "f has SHA-256"), ("", "text", "no version")] {
+        for (makefile, text, part) in
+            [(older.as_str(), "text", "says 7.3.3"), (MAKEFILE, "other", "f has SHA-256"), ("", "text", "no version")]
+        {
             let error = verify(&base(), tree(makefile, text).path()).unwrap_err();
             assert_eq!(exit_code(&error), Exit::WrongBase);
             assert!(error.to_string().contains(part), "{error}");

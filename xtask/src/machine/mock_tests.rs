@@ -25,7 +25,7 @@ fn storm(iterations: u32) -> Work {
     let (profile, storage, propagation) = (Profile::Detach, Storage::Tmpfs, Propagation::Shared);
     let point =
         StormPoint { profile, storage, propagation, threads: 2, containers: 2, layers: 2, inspection_passes: 1 };
-    Work::Storm(StormJob { points: vec![point], iterations, warmup_iterations: 0 })
+    Work::Storm(StormJob { points: vec![point], iterations, warmup_iterations: 0, descriptors_inherited: true })
 }
 
 fn mock(script: &str) -> Mock {

@@ -151,13 +151,21 @@ pub fn open(kind: &MachineKind, topology: &Topology, setting: &Setting<'_>) -> R
     })
 }
 
+/// Boots with the guest's console on this terminal, and waits until the guest ends.
+///
+/// # Errors
+/// QEMU is missing or does not start.
+pub fn interactive(topology: &Topology, kernel: &Kernel, guest: &Path, dir: &Path) -> Result<std::process::ExitStatus> {
+    qemu::Qemu::new(qemu_args::Accel::Tcg, topology)?.interactive(kernel, guest, dir)
+}
+
 fn open_kvm(topology: &Topology, setting: &Setting<'_>) -> Result<Opened> {
     let machine = qemu::Qemu::new(qemu_args::Accel::Kvm, topology)?;
     match kvm_probe::probe(setting)? {
         Probe::Works(how) => Ok(Opened { machine: Box::new(machine), why: format!("kvm as asked for: {how}") }),
         Probe::Unusable(why) => {
             let message = format!("KVM is unusable here: {why}\nnext: use --machine auto, or --machine tcg");
-            Err(Failure::new(Exit::Unavailable, message))
+            Err(Failure::error(Exit::Unavailable, message))
         }
     }
 }
