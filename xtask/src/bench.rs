@@ -2,7 +2,7 @@
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, exit_code};
 use crate::flags::{BenchFlags, MachineFlags};
 use crate::kernel::{self, Kernel, Workshop};
 use crate::machine::{Boot, BootLog, Limits, Machine, MachineInfo, MachineKind, Setting, Topology};
@@ -203,7 +203,7 @@ fn measure(run: &mut Run, machine: &dyn Machine, guest: &Path, events: Events<'_
     for planned in run.remaining() {
         let done = u64::from(planned.position);
         events.hear(&Event::StageProgress { stage: stage.clone(), done, total: Some(total), unit: "boots" });
-        measure_boot(run, machine, guest, &planned, events).with_context(|| unfinished(run, &planned))?;
+        measure_boot(run, machine, guest, &planned, events).map_err(|error| unfinished(run, &planned, &error))?;
     }
     let result = format!("{total} boots in {}", run.dir.display());
     events.hear(&Event::StageFinished { stage, result, elapsed: started.elapsed() });
@@ -277,9 +277,11 @@ fn samples(log: &BootLog, planned: &PlannedBoot) -> Vec<StoredSample> {
     log.events.iter().filter_map(stored).collect()
 }
 
-/// What a user should know when a boot went wrong.
-fn unfinished(run: &Run, planned: &PlannedBoot) -> String {
+/// What a user should know when a boot went wrong; the exit code stays that of the cause.
+fn unfinished(run: &Run, planned: &PlannedBoot, error: &anyhow::Error) -> anyhow::Error {
     let boot = boot_name(&run.manifest, planned);
     let dir = run.dir.display();
-    format!("boot {boot} came to nothing; the boots before it are kept\nnext: cargo xtask bench --resume {dir}")
+    let message =
+        format!("boot {boot}: {error:#}\nthe boots before it are kept\nnext: cargo xtask bench --resume {dir}");
+    Failure::error(exit_code(error), message)
 }
