@@ -12,8 +12,8 @@ use crate::{compare, guest, machine, plan, report, results, setup, warning};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, StormJob, StormPoint, Work};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
+use xshell::{Shell, cmd};
 
 /// The kconfig fragments of timed kernels.
 const KCONFIG: [&str; 2] = ["base", "bench"];
@@ -132,9 +132,12 @@ pub fn topology(flags: &MachineFlags) -> Result<Topology> {
 
 /// Commit of the checkout, with "-dirty" when it has changes.
 fn commit_of(root: &Path) -> String {
-    let mut git = Command::new("git");
-    git.arg("-C").arg(root).args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]);
-    Task::new(git).limit(Duration::from_secs(20)).run().map_or("unknown".into(), |output| output.trim().to_owned())
+    let describe = || -> Result<String> {
+        let shell = Shell::new()?;
+        let git = cmd!(shell, "git -C {root} describe --always --dirty --abbrev=12 --exclude=*");
+        Task::new(git).limit(Duration::from_secs(20)).run()
+    };
+    describe().map_or("unknown".into(), |commit| commit.trim().to_owned())
 }
 
 /// Writes the generated index of all runs.

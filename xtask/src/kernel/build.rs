@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
+use xshell::{Shell, cmd};
 
 /// A build takes 0.2 GiB, with lockdep or KASAN 0.6.
 const BUILD_MIB: u64 = 1000;
@@ -221,10 +222,12 @@ fn finished(build: &Path, key: &str) -> Option<Kernel> {
 
 /// Copies a tree by hard links; on another file system by content.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    let shell = Shell::new()?;
     let copy = |how: &str| {
-        let mut cp = Command::new("cp");
-        cp.args(["--archive", how]).arg(from).arg(to);
-        Task::new(cp).limit(Duration::from_secs(600)).on_failure(Exit::NoSpace, "free some space").run()
+        Task::new(cmd!(shell, "cp --archive {how} {from} {to}"))
+            .limit(Duration::from_secs(600))
+            .on_failure(Exit::NoSpace, "free some space")
+            .run()
     };
     if copy("--link").is_err() {
         let _ = fs::remove_dir_all(to);
@@ -244,9 +247,11 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
 fn copy_build(from: &Path, to: &Path) -> Result<()> {
     let scratch = to.with_extension("copying");
     let _ = fs::remove_dir_all(&scratch);
-    let mut cp = Command::new("cp");
-    cp.args(["--archive", "--reflink=auto"]).arg(from).arg(&scratch);
-    Task::new(cp).limit(Duration::from_secs(600)).on_failure(Exit::NoSpace, "free some space").run()?;
+    let shell = Shell::new()?;
+    Task::new(cmd!(shell, "cp --archive --reflink=auto {from} {scratch}"))
+        .limit(Duration::from_secs(600))
+        .on_failure(Exit::NoSpace, "free some space")
+        .run()?;
     let _ = fs::remove_file(scratch.join("kernel.json"));
     fs::rename(&scratch, to).with_context(|| format!("cannot move a build to {}", to.display()))
 }
@@ -261,8 +266,8 @@ fn steps(log: &str) -> u64 {
 /// First lines of `gcc --version` and `ld --version`.
 fn compiler() -> Result<String> {
     let first = |program: &str| -> Result<String> {
-        let mut command = Command::new(program);
-        command.arg("--version");
+        let shell = Shell::new()?;
+        let command = cmd!(shell, "{program} --version");
         let hint = "install what `cargo xtask setup` lists";
         let output = Task::new(command).limit(Duration::from_secs(20)).on_failure(Exit::Unavailable, hint).run()?;
         Ok(output.lines().next().unwrap_or_default().to_owned())
@@ -284,8 +289,8 @@ pub fn is_built(order: &Order<'_>) -> bool {
 /// # Errors
 /// What it complains about.
 pub fn checkpatch(tree: &Path, patch: &Path) -> Result<()> {
-    let mut perl = Command::new("perl");
-    perl.arg(tree.join("scripts/checkpatch.pl")).args(["--strict", "--terse", "--root"]).arg(tree).arg(patch);
+    let shell = Shell::new()?;
+    let perl = cmd!(shell, "perl {tree}/scripts/checkpatch.pl --strict --terse --root {tree} {patch}");
     let hint = "mend the patch: its style is part of the series";
     Task::new(perl).limit(Duration::from_secs(60)).on_failure(Exit::PatchRejected, hint).run().map(drop)
 }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
+use xshell::{Shell, cmd};
 
 /// Tag of the commit that the queue stands on.
 const BASE_TAG: &str = "mountlab-base";
@@ -22,9 +22,11 @@ pub fn edit(pristine: &Path, queue: &Path, dir: &Path) -> Result<()> {
         return Err(Failure::error(Exit::Usage, format!("{} is there already", dir.display())));
     }
     // A real copy: an editor may write in place, and the base in the cache must stay what it is.
-    let mut cp = Command::new("cp");
-    cp.args(["--archive", "--reflink=auto"]).arg(pristine).arg(dir);
-    Task::new(cp).limit(Duration::from_secs(900)).on_failure(Exit::NoSpace, "free some space").run()?;
+    let shell = Shell::new()?;
+    Task::new(cmd!(shell, "cp --archive --reflink=auto {pristine} {dir}"))
+        .limit(Duration::from_secs(900))
+        .on_failure(Exit::NoSpace, "free some space")
+        .run()?;
     git(dir, &["init", "--quiet"])?;
     for (key, value) in
         [("user.name", "mountlab"), ("user.email", "mountlab@localhost"), ("gc.auto", "0"), ("core.autocrlf", "false")]
@@ -93,8 +95,10 @@ fn rewritten(series: &str, slugs: &[String]) -> String {
 }
 
 fn git(dir: &Path, arguments: &[&str]) -> Result<String> {
-    let mut git = Command::new("git");
-    git.arg("-C").arg(dir).args(arguments).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_SYSTEM", "/dev/null");
+    let shell = Shell::new()?;
+    let git = cmd!(shell, "git -C {dir} {arguments...}");
+    // The user's own settings (signing, hooks, a diff algorithm) must not show in the mails.
+    let git = git.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_SYSTEM", "/dev/null");
     let hint = format!("look at {} with git status", dir.display());
     Task::new(git)
         .limit(Duration::from_secs(900))

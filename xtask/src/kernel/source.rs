@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
+use xshell::{Shell, cmd};
 
 /// An unpacked kernel takes 1.6 GiB, its tarball 0.2.
 const UNPACKED_MIB: u64 = 2200;
@@ -107,19 +107,19 @@ fn fetch(base: &Base, cache: &Cache, origin: &Origin, kept: &Path, events: Event
 /// Downloads with curl; a server that does not answer within seconds is not waited for.
 fn download(url: &str, dir: &Path) -> Result<PathBuf> {
     let tarball = dir.join("linux.tar.xz");
-    let mut curl = Command::new("curl");
-    curl.args(["--fail", "--silent", "--show-error", "--location", "--connect-timeout", "5", "--speed-limit", "10000"]);
-    curl.args(["--speed-time", "20", "--output"]).arg(&tarball).arg(url);
-    Task::new(curl).limit(Duration::from_secs(1800)).run()?;
+    let shell = Shell::new()?;
+    let patience = ["--connect-timeout", "5", "--speed-limit", "10000", "--speed-time", "20"];
+    Task::new(cmd!(shell, "curl --fail --silent --show-error --location {patience...} --output {tarball} {url}"))
+        .limit(Duration::from_secs(1800))
+        .run()?;
     Ok(tarball)
 }
 
 /// The tarball within a linux-source package.
 fn tarball_of_package(package: &str, suite: &str, dir: &Path) -> Result<PathBuf> {
     let deb = apt::download(package, suite, dir)?;
-    let mut dpkg = Command::new("dpkg-deb");
-    dpkg.arg("--extract").arg(&deb).arg(dir.join("deb"));
-    Task::new(dpkg).limit(UNPACK_LIMIT).run()?;
+    let shell = Shell::new()?;
+    Task::new(cmd!(shell, "dpkg-deb --extract {deb} {dir}/deb")).limit(UNPACK_LIMIT).run()?;
     let tarball = dir.join(format!("deb/usr/src/{package}.tar.xz"));
     tarball.exists().then_some(tarball).with_context(|| format!("{package} holds no usr/src/{package}.tar.xz"))
 }
@@ -133,9 +133,10 @@ fn unpack(base: &Base, cache: &Cache, tarball: &Path, kept: &Path, events: Event
     let parent = kept.parent().context("the source has a parent folder")?;
     fs::create_dir_all(parent)?;
     let scratch = tempfile::tempdir_in(parent)?;
-    let mut tar = Command::new("tar");
-    tar.arg("--extract").arg("--file").arg(tarball).arg("--directory").arg(scratch.path()).arg("--strip-components=1");
-    Task::new(tar).limit(UNPACK_LIMIT).run()?;
+    let (shell, into) = (Shell::new()?, scratch.path());
+    Task::new(cmd!(shell, "tar --extract --file {tarball} --directory {into} --strip-components=1"))
+        .limit(UNPACK_LIMIT)
+        .run()?;
     verify(base, scratch.path())?;
     let unpacked = scratch.keep();
     fs::set_permissions(&unpacked, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -209,10 +210,9 @@ pub fn of_git(url: &str, reference: &str, cache: &Cache, events: Events<'_>) -> 
     events.hear(&Event::StageStarted { stage: stage.clone() });
     let start = Instant::now();
     fs::create_dir_all(&dir)?;
+    let shell = Shell::new()?;
     let git = |arguments: &[&str]| {
-        let mut git = Command::new("git");
-        git.arg("-C").arg(&dir).args(arguments);
-        Task::new(git)
+        Task::new(cmd!(shell, "git -C {dir} {arguments...}"))
             .limit(Duration::from_secs(3600))
             .on_failure(Exit::Unavailable, "check the URL and the reference")
             .run()
@@ -235,8 +235,8 @@ pub fn identity(tree: &Tree, base: &Base, dir: &Path) -> Result<String> {
     if *tree == Tree::Base {
         return Ok(format!("{} {:?}", base.version, base.files));
     }
-    let mut find = Command::new("find");
-    find.arg(dir).args(["-name", ".git", "-prune", "-o", "-type", "f", "-printf", "%P %s %T@\\n"]);
+    let shell = Shell::new()?;
+    let find = cmd!(shell, "find {dir} -name .git -prune -o -type f -printf '%P %s %T@\n'");
     let mut files: Vec<String> =
         Task::new(find).limit(Duration::from_secs(120)).run()?.lines().map(str::to_owned).collect();
     files.sort();
