@@ -31,6 +31,7 @@ pub fn bench(flags: &BenchFlags, root: &Path, events: Events<'_>) -> Result<Exit
     if !matches!(kind, MachineKind::Mock(_)) {
         setup::ensure(&flags.setup, events)?;
     }
+    machine::check(&kind)?;
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
     let lab = Lab { flags, workshop };

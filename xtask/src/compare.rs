@@ -90,6 +90,9 @@ pub enum Verdict {
 /// The metric that decides: what a user feels.
 pub const MAIN_METRIC: &str = "containers_per_s";
 
+/// What stands in the candidate's place on a machine with one kernel: the baseline, measured a second time.
+const NO_CANDIDATE: &str = "A/A control";
+
 /// Values of one metric by arm: one number per boot.
 type ByArm = BTreeMap<Arm, Vec<f64>>;
 
@@ -105,7 +108,7 @@ pub fn of_run(run: &Run) -> Result<Comparison> {
             format!("{dir} is not finished: {remaining} boots are missing\nnext: cargo xtask bench --resume {dir}");
         return Err(Failure::error(Exit::Unavailable, message));
     }
-    let candidate = run.manifest.candidate.as_ref().map_or("none", |kernel| &kernel.name);
+    let candidate = run.manifest.candidate.as_ref().map_or(NO_CANDIDATE, |kernel| &kernel.name);
     judged(run, &run.samples, candidate)
 }
 
@@ -265,11 +268,12 @@ fn decoded(latency: &Latency) -> Result<Histogram<u64>> {
 }
 
 impl Comparison {
-    /// The exit code that a script sees: withheld before slower before undecided.
+    /// The exit code that a script sees: withheld before slower before undecided. A control alone decides nothing.
     pub fn exit(&self) -> Exit {
         let any = |verdict| self.rows.iter().any(|row| row.metric == MAIN_METRIC && row.verdict == verdict);
         match () {
             () if !self.withheld.is_empty() => Exit::Oracle,
+            () if self.candidate == NO_CANDIDATE => Exit::Success,
             () if any(Verdict::Slower) => Exit::Regression,
             () if any(Verdict::Inconclusive) => Exit::Inconclusive,
             () => Exit::Success,
@@ -322,6 +326,16 @@ mod tests {
         assert!(comparison.rows.is_empty());
         assert!(comparison.withheld[0].contains("on patched") && comparison.withheld[0].contains("owned by (0, 0)"));
         assert_eq!(comparison.exit(), Exit::Oracle);
+    }
+
+    #[test]
+    fn a_control_alone_is_shown_and_decides_nothing() {
+        let mut run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 150.0)]);
+        run.manifest.candidate = None;
+        run.manifest.boots.retain(|boot| boot.arm != Arm::Candidate);
+        let comparison = of_run(&run).unwrap();
+        assert_eq!((comparison.candidate.as_str(), comparison.exit()), (NO_CANDIDATE, Exit::Success));
+        assert_eq!(comparison.rows[0].ratio_ci95, comparison.rows[0].aa_ratio_ci95);
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> 
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
     workshop.check_names(&["mainline", &flags.kernel], &["base", &flags.lane])?;
     let kind = MachineKind::parse(&flags.machine.machine)?;
+    machine::check(&kind)?;
     let topology = bench::topology(&flags.machine)?;
     let mut totals = lints(root, events)?;
     totals.add(unit_tests(root, events)?);

@@ -46,7 +46,7 @@ fn judge(machine: &MachineInfo, host: &Host) -> Vec<String> {
     if let Some(governor) = host.governor.as_ref().filter(|governor| governor.as_str() != "performance") {
         warnings.push(format!("cpufreq governor {governor}: the clock rate changes under the storm"));
     }
-    if host.free_mib < machine.memory_mib {
+    if machine.kind != "host" && host.free_mib < machine.memory_mib {
         warnings
             .push(format!("{} MiB of memory are available, the guest has {} MiB", host.free_mib, machine.memory_mib));
     }

@@ -151,6 +151,18 @@ pub fn open(kind: &MachineKind, topology: &Topology, setting: &Setting<'_>) -> R
     })
 }
 
+/// Refuses at once, before anything is built, a machine that cannot be opened later.
+///
+/// # Errors
+/// No root for `host`; QEMU missing or too old for the machines that are QEMU.
+pub fn check(kind: &MachineKind) -> Result<()> {
+    match kind {
+        MachineKind::Host => host::Host::new().map(drop),
+        MachineKind::Auto | MachineKind::Kvm | MachineKind::Tcg => qemu::installed().map(drop),
+        MachineKind::Virtme | MachineKind::Mock(_) => Ok(()),
+    }
+}
+
 /// Boots with the guest's console on this terminal, and waits until the guest ends.
 ///
 /// # Errors
