@@ -161,7 +161,7 @@ fn manifest(
         version: RESULTS_VERSION,
         command: std::env::args().skip(1).collect(),
         mountlab_commit: commit_of(root),
-        started: jiff::Timestamp::now().to_string(),
+        started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         host: warning::host_in_words(),
         machine: info.clone(),
         seed: flags.seed,

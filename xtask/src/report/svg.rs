@@ -39,6 +39,7 @@ fn draw(
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .y_max_light_lines(0)
         .x_labels(boots + 2)
         .x_label_formatter(&whole)
         .x_desc("boot")
