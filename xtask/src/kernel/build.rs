@@ -1,7 +1,8 @@
 //! From a recipe to a bootable image. What is built is never built twice.
 //!
-//! A tree is a copy of its base by hard links, patched by replacing files. The build folder lies one level inside it, so
-//! that make uses relative paths, and begins as a copy of the build of a shorter prefix: only what the patched files reach is rebuilt.
+//! A tree is a copy of its base by hard links, patched by replacing files. Its build folder begins as a copy of the build of a shorter
+//! prefix, and every tree is moved to one and the same path while it is built: so make sees the same commands as
+//! before, and rebuilds only what the patched files reach. (Without that, objtool is rebuilt, and with it everything.)
 
 use super::catalog::{Base, Recipe, Tree};
 use super::patch::Patch;
@@ -59,7 +60,11 @@ impl Order<'_> {
         self.cache.need_space(BUILD_MIB, "building a kernel")?;
         self.make_tree()?;
         self.begin_build(&build, &compiler)?;
-        let kernel = self.make(&build, key, compiler, events)?;
+        let kernel = {
+            let site = Site::enter(self.cache.dir(), &self.tree_dir(&self.recipe.patches)?)?;
+            self.make(&site.path.join(self.build_name()), key, compiler, events)?
+        };
+        let kernel = kernel.located(&build);
         let json = serde_json::to_string_pretty(&kernel)?;
         fs::write(build.join("kernel.json"), json).context("cannot write kernel.json")?;
         Ok(kernel)
@@ -85,7 +90,11 @@ impl Order<'_> {
     }
 
     fn build_dir(&self, patches: &[Patch]) -> Result<PathBuf> {
-        Ok(self.tree_dir(patches)?.join(format!("build-{}", self.fragments.join("-"))))
+        Ok(self.tree_dir(patches)?.join(self.build_name()))
+    }
+
+    fn build_name(&self) -> String {
+        format!("build-{}", self.fragments.join("-"))
     }
 
     /// The patched tree, whole or not at all.
@@ -149,7 +158,7 @@ impl Order<'_> {
             compiler,
             ..Kernel::default()
         };
-        Ok(kernel.located(build))
+        Ok(kernel)
     }
 
     /// allnoconfig with the fragments on top: nothing is in the kernel that no fragment asks for.
@@ -209,6 +218,34 @@ impl Order<'_> {
             make.env_remove(name);
         }
         Ok(make)
+    }
+}
+
+/// The one path at which every tree is built. The tree goes home when this is dropped, or, after a crash, before the next build.
+struct Site {
+    path: PathBuf,
+    home: PathBuf,
+}
+
+impl Site {
+    /// Moves a tree to the site.
+    fn enter(cache: &Path, home: &Path) -> Result<Site> {
+        let (path, note) = (cache.join("site"), cache.join("site.home"));
+        if path.exists() {
+            let left = PathBuf::from(fs::read_to_string(&note).context("a build was cut short, and its note is gone")?);
+            drop(Site { path: path.clone(), home: left });
+        }
+        fs::write(&note, home.as_os_str().as_encoded_bytes())?;
+        fs::rename(home, &path).with_context(|| format!("cannot move {} to the building site", home.display()))?;
+        Ok(Site { path, home: home.to_owned() })
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Err(error) = fs::rename(&self.path, &self.home) {
+            eprintln!("mountlab: cannot move {} back to {}: {error}", self.path.display(), self.home.display());
+        }
     }
 }
 
@@ -304,6 +341,20 @@ pub fn prefix_failed(error: anyhow::Error, count: usize) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tree_goes_home_after_a_build_and_after_a_crash() {
+        let cache = tempfile::tempdir().unwrap();
+        let (one, two) = (cache.path().join("one"), cache.path().join("two"));
+        fs::create_dir(&one).unwrap();
+        fs::create_dir(&two).unwrap();
+        let site = Site::enter(cache.path(), &one).unwrap();
+        assert!(!one.exists() && site.path.exists());
+        // A crash: nobody moves the tree back.
+        std::mem::forget(site);
+        drop(Site::enter(cache.path(), &two).unwrap());
+        assert!(one.exists() && two.exists() && !cache.path().join("site").exists());
+    }
 
     #[test]
     fn steps_are_counted_and_other_lines_are_not() {
