@@ -58,6 +58,7 @@ impl Order<'_> {
             return Ok(Kernel { name: self.recipe.name.clone(), ..kernel });
         }
         self.cache.need_space(BUILD_MIB, "building a kernel")?;
+        Site::recover(self.cache.dir())?;
         self.make_tree()?;
         self.begin_build(&build, &compiler)?;
         let kernel = {
@@ -228,14 +229,20 @@ struct Site {
 }
 
 impl Site {
-    /// Moves a tree to the site.
-    fn enter(cache: &Path, home: &Path) -> Result<Site> {
+    /// Moves home what a crash left at the site; what make had finished by then is not made again.
+    fn recover(cache: &Path) -> Result<()> {
         let (path, note) = (cache.join("site"), cache.join("site.home"));
         if path.exists() {
-            let left = PathBuf::from(fs::read_to_string(&note).context("a build was cut short, and its note is gone")?);
-            drop(Site { path: path.clone(), home: left });
+            let home = PathBuf::from(fs::read_to_string(note).context("a build was cut short, and its note is gone")?);
+            drop(Site { path, home });
         }
-        fs::write(&note, home.as_os_str().as_encoded_bytes())?;
+        Ok(())
+    }
+
+    /// Moves a tree to the site.
+    fn enter(cache: &Path, home: &Path) -> Result<Site> {
+        let path = cache.join("site");
+        fs::write(cache.join("site.home"), home.as_os_str().as_encoded_bytes())?;
         fs::rename(home, &path).with_context(|| format!("cannot move {} to the building site", home.display()))?;
         Ok(Site { path, home: home.to_owned() })
     }
@@ -352,6 +359,7 @@ mod tests {
         assert!(!one.exists() && site.path.exists());
         // A crash: nobody moves the tree back.
         std::mem::forget(site);
+        Site::recover(cache.path()).unwrap();
         drop(Site::enter(cache.path(), &two).unwrap());
         assert!(one.exists() && two.exists() && !cache.path().join("site").exists());
     }
