@@ -1,0 +1,257 @@
+//! Builds a kernel, once: what is finished lies in the cache under its key.
+
+use super::kconfig::Kconfig;
+use super::stage::Stage;
+use super::tree::Tree;
+use super::{Kernel, digest};
+use crate::cache::{Cache, or_no_space};
+use crate::event::Events;
+use crate::failure::Exit;
+use crate::process::Task;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use xshell::{Shell, cmd};
+
+/// The image, in a build folder.
+pub const BZIMAGE: &str = "arch/x86/boot/bzImage";
+
+/// Longest build: kasan on one slow CPU.
+const BUILD_LIMIT: Duration = Duration::from_secs(4 * 3600);
+
+/// Longest configuration; it compiles kconfig first.
+const CONFIG_LIMIT: Duration = Duration::from_secs(600);
+
+/// Space for the objects and images of a build, MiB. kasan's objects are the largest.
+const NEEDED_MIB: u64 = 1000;
+
+/// Part of each key. Change it when this file builds another kernel from the same source, config and compiler.
+const BUILD_RECIPE: &str = "build 1";
+
+/// Digits of the key in `uname -r`.
+const RELEASE_DIGITS: usize = 8;
+
+/// Variables of the caller's environment that would change the build.
+const UNWANTED_ENV: [&str; 14] = [
+    "ARCH",
+    "SUBARCH",
+    "CROSS_COMPILE",
+    "CC",
+    "HOSTCC",
+    "LD",
+    "LLVM",
+    "KCFLAGS",
+    "KCPPFLAGS",
+    "HOSTCFLAGS",
+    "KBUILD_OUTPUT",
+    "KCONFIG_CONFIG",
+    "MAKEFLAGS",
+    "LOCALVERSION",
+];
+
+/// The kernel of a tree and a kconfig: from the cache, or built now.
+///
+/// # Errors
+/// No space, an option that vanished, or a build that fails; its log stays.
+pub fn build(name: &str, tree: &Tree, kconfig: &Kconfig, cache: &Cache, events: Events<'_>) -> Result<Kernel> {
+    let compiler = first_line("gcc")?;
+    let key = digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, &compiler, &first_line("ld")?]);
+    let dir = cache.dir().join("kernels").join(&key);
+    let stored = match stored(&dir) {
+        Some(kernel) => kernel,
+        None => {
+            let label = format!("build {name} ({})", kconfig.name());
+            let job = Job { tree, kconfig, key: &key, dir: &dir, compiler };
+            job.run(Stage::start(events, label), cache).map_err(or_no_space)?
+        }
+    };
+    // Another name, and patches with other names, may mean the same kernel.
+    Ok(Kernel { name: name.to_owned(), series: tree.series.clone(), ..stored })
+}
+
+/// A finished kernel of the cache.
+pub fn stored(dir: &Path) -> Option<Kernel> {
+    let text = fs::read_to_string(dir.join("kernel.json")).ok()?;
+    let kernel: Kernel = serde_json::from_str(&text).ok()?;
+    (kernel.bzimage.is_file() && kernel.vmlinux.is_file()).then_some(kernel)
+}
+
+fn first_line(program: &str) -> Result<String> {
+    let sh = Shell::new()?;
+    let output = Task::new(cmd!(sh, "{program} --version")).run()?;
+    Ok(output.lines().next().unwrap_or_default().to_owned())
+}
+
+/// One build.
+struct Job<'a> {
+    tree: &'a Tree,
+    kconfig: &'a Kconfig,
+    key: &'a str,
+    /// Where the finished kernel goes.
+    dir: &'a Path,
+    compiler: String,
+}
+
+impl Job<'_> {
+    fn run(&self, mut stage: Stage<'_>, cache: &Cache) -> Result<Kernel> {
+        cache.need_space(NEEDED_MIB, "building a kernel")?;
+        fs::create_dir_all(self.dir)?;
+        self.tree.make()?;
+        let (build, is_copy) = self.tree.build_dir(&self.kconfig.name())?;
+        self.configure(&build)?;
+        let steps = Steps::of(cache, &self.kconfig.name(), is_copy);
+        let done = self.compile(&build, &steps, &mut stage)?;
+        steps.remember(done);
+        let kernel = self.store(&build)?;
+        self.tree.drop_build(&build);
+        stage.finish(format!("{done} objects{}", if is_copy { ", the others are mainline's" } else { "" }));
+        Ok(kernel)
+    }
+
+    fn make(&self, build: &Path) -> Command {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&self.tree.dir).arg(format!("O={}", build.display()));
+        make.arg(format!("LOCALVERSION={}", local_version(self.key)));
+        // The same source must give the same bytes, whoever builds it and when.
+        make.args([
+            "KBUILD_BUILD_TIMESTAMP=@0",
+            "KBUILD_BUILD_USER=lab",
+            "KBUILD_BUILD_HOST=lab",
+            "KBUILD_BUILD_VERSION=1",
+        ]);
+        for name in UNWANTED_ENV {
+            make.env_remove(name);
+        }
+        make.env("LC_ALL", "C");
+        make
+    }
+
+    fn configure(&self, build: &Path) -> Result<()> {
+        let wanted = build.join("all.config");
+        fs::write(&wanted, &self.kconfig.text)?;
+        let mut make = self.make(build);
+        make.arg(format!("KCONFIG_ALLCONFIG={}", wanted.display())).arg("allnoconfig");
+        Task::new(make).limit(CONFIG_LIMIT).on_failure(Exit::Unavailable, HINT).run()?;
+        self.kconfig.check(&fs::read_to_string(build.join(".config"))?)
+    }
+
+    /// Compiles; returns how many steps it took.
+    fn compile(&self, build: &Path, steps: &Steps, stage: &mut Stage<'_>) -> Result<u64> {
+        let mut make = self.make(build);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        make.arg(format!("-j{cpus}")).args(["bzImage", "vmlinux"]);
+        let task =
+            Task::new(make).limit(BUILD_LIMIT).log(self.dir.join("build.log")).on_failure(Exit::Unavailable, HINT);
+        let done = |log: &Path| count_steps(&fs::read_to_string(log).unwrap_or_default());
+        let log = task.run_watched(|log| stage.progress("objects", || (done(log), steps.expected)))?;
+        Ok(count_steps(&log))
+    }
+
+    /// Copies the images out of the build folder and writes `kernel.json`, which makes the kernel exist, last.
+    fn store(&self, build: &Path) -> Result<Kernel> {
+        let release = fs::read_to_string(build.join("include/config/kernel.release"))?.trim().to_owned();
+        let expected = local_version(self.key);
+        ensure!(release.ends_with(&expected), "the kernel calls itself {release}, which does not end with {expected}");
+        let kernel = Kernel {
+            name: String::new(),
+            key: self.key.to_owned(),
+            release,
+            base: self.tree.version.clone(),
+            series: self.tree.series.clone(),
+            kconfig: self.kconfig.names.clone(),
+            compiler: self.compiler.clone(),
+            bzimage: self.keep(build, BZIMAGE, "bzImage")?,
+            vmlinux: self.keep(build, "vmlinux", "vmlinux")?,
+            source_tree: self.tree.dir.clone(),
+        };
+        self.keep(build, ".config", "config")?;
+        let file = tempfile::NamedTempFile::new_in(self.dir)?;
+        fs::write(file.path(), serde_json::to_string_pretty(&kernel)?)?;
+        file.persist(self.dir.join("kernel.json"))?;
+        Ok(kernel)
+    }
+
+    fn keep(&self, build: &Path, from: &str, to: &str) -> Result<PathBuf> {
+        let kept = self.dir.join(to);
+        fs::copy(build.join(from), &kept).with_context(|| format!("the build made no {from}"))?;
+        Ok(kept)
+    }
+}
+
+const HINT: &str = "if a program or a header is missing, run `cargo xtask setup`; if the source is broken, mend it";
+
+/// What follows the version in `uname -r`: the host knows by it which kernel a guest runs.
+fn local_version(key: &str) -> String {
+    format!("-lab-{}", &key[..RELEASE_DIGITS])
+}
+
+/// Lines of a quiet build's log that stand for a step: two blanks, then the tool in capitals.
+fn count_steps(log: &str) -> u64 {
+    let is_step =
+        |line: &&str| line.strip_prefix("  ").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
+    log.lines().filter(is_step).count() as u64
+}
+
+/// How many steps to expect, as the last build of the kind took.
+struct Steps {
+    expected: Option<u64>,
+    file: PathBuf,
+}
+
+impl Steps {
+    fn of(cache: &Cache, kconfig: &str, is_copy: bool) -> Steps {
+        let kind = if is_copy { "copied" } else { "whole" };
+        let file = cache.dir().join(format!("steps-{kconfig}-{kind}"));
+        let remembered = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+        Steps { expected: remembered.or((!is_copy).then_some(STEPS_ESTIMATE)), file }
+    }
+
+    fn remember(&self, done: u64) {
+        // Only a guess for the next progress bar: not worth an error.
+        let _ = fs::write(&self.file, done.to_string());
+    }
+}
+
+/// Steps of a whole build of base + bench, for the first bar ever shown.
+const STEPS_ESTIMATE: u64 = 1900;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_counted_and_other_lines_are_not() {
+        let log = "make[1]: Entering directory\n  CC      fs/namespace.o\n  AR      fs/built-in.a\nfs/a.c: In function\n   12 | x\n  LD      vmlinux\n";
+        assert_eq!(count_steps(log), 3);
+    }
+
+    #[test]
+    fn a_release_carries_the_start_of_the_key() {
+        assert_eq!(local_version("0123456789abcdef"), "-lab-01234567");
+    }
+
+    #[test]
+    fn a_kernel_exists_when_its_record_and_its_images_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("bzImage");
+        let kernel = Kernel { bzimage: image.clone(), vmlinux: image.clone(), ..super::super::unbuilt("x") };
+        fs::write(dir.path().join("kernel.json"), serde_json::to_string(&kernel).unwrap()).unwrap();
+        assert_eq!(stored(dir.path()), None);
+        fs::write(&image, "").unwrap();
+        assert_eq!(stored(dir.path()), Some(kernel));
+        fs::write(dir.path().join("kernel.json"), "{").unwrap();
+        assert_eq!(stored(dir.path()), None);
+    }
+
+    #[test]
+    fn the_number_of_steps_is_remembered_per_kind_of_build() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::lock_at(dir.path()).unwrap();
+        assert_eq!(Steps::of(&cache, "bench", true).expected, None);
+        Steps::of(&cache, "bench", true).remember(42);
+        assert_eq!(Steps::of(&cache, "bench", true).expected, Some(42));
+        assert_eq!(Steps::of(&cache, "bench", false).expected, Some(STEPS_ESTIMATE));
+    }
+}
