@@ -1,123 +1,154 @@
-//! The guest's voice: one JSON line per event, on the virtio-serial port, in a file, or on the console.
+//! The channel to the host: one [`GuestEvent`] as JSON per line.
 
 use crate::protocol::{CONSOLE_PREFIX, EVENT_PORT, GuestEvent};
 use anyhow::{Context, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// How often the host hears from a guest that is busy; the host takes longer silence for a hang.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Where the kernel lists virtio-serial ports (drivers/char/virtio_console.c).
+const PORTS: &str = "/sys/class/virtio-ports";
 
-/// Where events go. Clones speak on the same channel, whole lines each.
-#[derive(Clone)]
+/// How long a port may take to appear: its name comes from the host by a message, after the kernel has started init.
+const PORT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often to look for it meanwhile.
+const PORT_POLL: Duration = Duration::from_millis(10);
+
+/// An open event channel; may be used from several threads.
+#[derive(Debug)]
 pub struct Events {
-    output: Arc<Mutex<File>>,
+    sink: Mutex<File>,
     prefix: &'static str,
 }
 
 impl Events {
-    /// A file: virtme-ng and the host machine read it.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn to_file(path: &Path) -> Result<Events> {
-        let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Events { output: Arc::new(Mutex::new(file)), prefix: "" })
-    }
-
-    /// The virtio-serial port called [`EVENT_PORT`]; without one the console, each line prefixed.
+    /// The channel of a lab machine: the virtio-serial port, or the console if the machine has no such port.
     ///
     /// # Errors
     /// Neither can be opened.
-    pub fn of_machine() -> Result<Events> {
-        let (path, prefix) = match event_port(Path::new("/sys/class/virtio-ports")) {
-            Some(port) => (port, ""),
-            None => (PathBuf::from("/dev/console"), CONSOLE_PREFIX),
-        };
-        let file =
-            OpenOptions::new().write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Events { output: Arc::new(Mutex::new(file)), prefix })
-    }
-
-    /// Says one thing. A host that no longer listens is no reason to stop: there is nobody to tell.
-    pub fn say(&self, event: &GuestEvent) {
-        let Ok(json) = serde_json::to_string(event) else { return };
-        let line = format!("{}{json}\n", self.prefix);
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = output.write_all(line.as_bytes());
-    }
-
-    /// Repeats `progress` each second until the returned guard is dropped.
-    pub fn heartbeat(&self, progress: GuestEvent) -> Heartbeat {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (events, stopped) = (self.clone(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            // Spoken at least once, however short the work is: a host that waits for the first sign must get it.
-            loop {
-                events.say(&progress);
-                std::thread::park_timeout(HEARTBEAT);
-                if stopped.load(Ordering::Relaxed) {
-                    break;
-                }
-            }
-        });
-        Heartbeat { stop, thread: Some(thread) }
-    }
-}
-
-/// Keeps the host informed while it lives.
-pub struct Heartbeat {
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Drop for Heartbeat {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
+    pub fn of_lab_machine() -> Result<Events> {
+        match event_port(Path::new(PORTS), PORT_LIMIT).and_then(|port| open_device(&port, PORT_LIMIT).ok()) {
+            Some(sink) => Ok(Events { sink: Mutex::new(sink), prefix: "" }),
+            None => Events::on_console(),
         }
     }
+
+    /// A channel that shares the console with the kernel's messages: each line carries [`CONSOLE_PREFIX`].
+    ///
+    /// # Errors
+    /// There is no console.
+    fn on_console() -> Result<Events> {
+        let sink = OpenOptions::new().write(true).open("/dev/console").context("cannot open /dev/console")?;
+        Ok(Events { sink: Mutex::new(sink), prefix: CONSOLE_PREFIX })
+    }
+
+    /// A channel into a file, which is made if need be.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn to_file(path: &Path) -> Result<Events> {
+        let opened = OpenOptions::new().append(true).create(true).open(path);
+        let sink = opened.with_context(|| format!("cannot write events to {}", path.display()))?;
+        Ok(Events { sink: Mutex::new(sink), prefix: "" })
+    }
+
+    /// Sends one event. A channel that does not take it is reported on stderr; the host learns of it by the missing end.
+    pub fn send(&self, event: &GuestEvent) {
+        let written = line(self.prefix, event).and_then(|line| {
+            // A thread that panicked while it held the lock has at worst left half a line.
+            let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(sink.write_all(line.as_bytes())?)
+        });
+        if let Err(error) = written {
+            eprintln!("lab-guest: the event channel does not take {event:?}: {error:#}");
+        }
+    }
+
+    /// Sends a [`GuestEvent::Note`].
+    pub fn note(&self, text: impl Into<String>) {
+        self.send(&GuestEvent::Note { text: text.into() });
+    }
 }
 
-/// `/dev/vportNpM` of the port with our name (drivers/char/virtio_console.c shows the name in sysfs).
-fn event_port(class: &Path) -> Option<PathBuf> {
-    let ports = fs::read_dir(class).ok()?.flatten();
-    let ours =
-        |port: &fs::DirEntry| fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim() == EVENT_PORT);
-    ports.filter(ours).map(|port| Path::new("/dev").join(port.file_name())).next()
+/// One event as one line, in one piece: whole lines from several threads do not mix.
+fn line(prefix: &str, event: &GuestEvent) -> Result<String> {
+    Ok(format!("{prefix}{}\n", serde_json::to_string(event)?))
+}
+
+/// The device of the port named [`EVENT_PORT`], as soon as it is there.
+fn event_port(ports: &Path, limit: Duration) -> Option<PathBuf> {
+    let start = Instant::now();
+    loop {
+        if let Some(name) = named_port(ports) {
+            return Some(Path::new("/dev").join(name));
+        }
+        if start.elapsed() > limit {
+            return None;
+        }
+        std::thread::sleep(PORT_POLL);
+    }
+}
+
+/// Which of `ports` has [`EVENT_PORT`] in its file `name`.
+fn named_port(ports: &Path) -> Option<String> {
+    let entries = fs::read_dir(ports).ok()?.flatten();
+    let is_ours = |dir: &Path| fs::read_to_string(dir.join("name")).is_ok_and(|name| name.trim_end() == EVENT_PORT);
+    entries.filter(|entry| is_ours(&entry.path())).find_map(|entry| entry.file_name().into_string().ok())
+}
+
+/// Opens a device whose file may still be on its way from sysfs to devtmpfs.
+fn open_device(path: &Path, limit: Duration) -> Result<File> {
+    let start = Instant::now();
+    loop {
+        match OpenOptions::new().write(true).open(path) {
+            Err(_) if start.elapsed() < limit => std::thread::sleep(PORT_POLL),
+            opened => return opened.with_context(|| format!("cannot open {}", path.display())),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_port_is_found_by_name() {
-        let class = tempfile::tempdir().unwrap();
-        for (port, name) in [("vport1p1", "other"), ("vport1p2", "lab.events\n")] {
-            fs::create_dir(class.path().join(port)).unwrap();
-            fs::write(class.path().join(port).join("name"), name).unwrap();
-        }
-        assert_eq!(event_port(class.path()), Some(PathBuf::from("/dev/vport1p2")));
-        assert_eq!(event_port(Path::new("/nowhere")), None);
+    fn progress(done: u64) -> GuestEvent {
+        GuestEvent::Progress { done, total: 800, unit: "iterations".into() }
     }
 
     #[test]
-    fn lines_are_whole_and_a_heartbeat_ends() {
+    fn the_port_is_found_by_its_name() {
+        let ports = tempfile::tempdir().unwrap();
+        assert_eq!(event_port(ports.path(), Duration::ZERO), None);
+        for (port, name) in [("vport0p0", "org.qemu.guest_agent.0\n"), ("vport3p1", "lab.events\n"), ("vport4p1", "")] {
+            fs::create_dir(ports.path().join(port)).unwrap();
+            fs::write(ports.path().join(port).join("name"), name).unwrap();
+        }
+        assert_eq!(event_port(ports.path(), Duration::ZERO), Some("/dev/vport3p1".into()));
+    }
+
+    #[test]
+    fn a_console_line_can_be_told_from_the_kernels() {
+        let line = line(CONSOLE_PREFIX, &GuestEvent::Done).unwrap();
+        assert_eq!(line, "@lab {\"event\":\"done\"}\n");
+    }
+
+    #[test]
+    fn lines_of_many_threads_stay_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("events");
+        let path = dir.path().join("events.jsonl");
         let events = Events::to_file(&path).unwrap();
-        drop(events.heartbeat(GuestEvent::Progress { done: 1, total: 2, unit: "x".into() }));
-        events.say(&GuestEvent::Done);
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let events = &events;
+                scope.spawn(move || (0..100).for_each(|n| events.send(&progress(thread * 100 + n))));
+            }
+        });
         let text = fs::read_to_string(&path).unwrap();
-        let parsed: Vec<GuestEvent> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(parsed.last(), Some(&GuestEvent::Done));
-        assert!(parsed.len() >= 2, "{text}");
+        let mut seen: Vec<GuestEvent> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        seen.sort_by_key(|event| if let GuestEvent::Progress { done, .. } = event { *done } else { u64::MAX });
+        assert_eq!(seen, (0..800).map(progress).collect::<Vec<_>>());
     }
 }

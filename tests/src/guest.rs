@@ -1,130 +1,121 @@
-//! What a guest does: as PID 1 of a lab kernel, or as a plain program in a private mount namespace of a running one.
+//! One job from hello to done, on a lab machine or on a running kernel.
 
-use crate::events::Events;
-use crate::protocol::{GuestEvent, JOB_PATH, Job, PROTOCOL, SuiteJob, Work};
-use crate::storm;
-use anyhow::{Context, Result, bail, ensure};
+use crate::shell;
+use anyhow::{Context, Result, ensure};
+use mount_storms::events::Events;
+use mount_storms::protocol::{GuestEvent, JOB_PATH, Job, PROTOCOL, SuiteJob, Work};
+use mount_storms::storage::{BASE, Devices, mount_tmpfs};
+use mount_storms::storm;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::reboot::{RebootMode, reboot};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{MountPropagationFlags, mount_change};
 use std::fs;
 use std::path::Path;
+use std::process::ExitCode;
 
-/// Runs the trials of a suite; `lab-guest` hands it in, because the trials are not part of this library.
-pub type SuiteRunner = fn(&SuiteJob, &Events) -> Result<()>;
-
-/// What PID 1 mounts: source, target, type.
-const MOUNTS: [(&str, &str, &str); 4] =
-    [("proc", "/proc", "proc"), ("sysfs", "/sys", "sysfs"), ("dev", "/dev", "devtmpfs"), ("tmp", "/tmp", "tmpfs")];
-
-/// The whole life of PID 1. Ends with the machine powered off.
-pub fn pid_1(suite: SuiteRunner) -> ! {
-    if let Err(error) = mount_all().and_then(|()| serve(suite)) {
-        // There may be no channel yet: the console is all that is left.
-        eprintln!("lab-guest: {error:#}");
+/// The job that lies in the initramfs.
+pub fn run_on_lab_machine() -> ExitCode {
+    match Events::of_lab_machine() {
+        Ok(events) => reported(&events, || do_job(Path::new(JOB_PATH), Devices::Lab, &events)),
+        Err(error) => unheard(&error),
     }
-    power_off()
 }
 
-fn mount_all() -> Result<()> {
-    for (source, target, fs_type) in MOUNTS {
-        fs::create_dir_all(target).with_context(|| format!("mkdir {target}"))?;
-        // The kernel has mounted devtmpfs already where CONFIG_DEVTMPFS_MOUNT reaches; a second mount changes nothing.
-        mount(source, target, fs_type, MountFlags::empty(), None).with_context(|| format!("mounting {target}"))?;
+/// A job on a running kernel. Everything it mounts is in a mount namespace of this process alone, below a tmpfs over [`BASE`]: nothing
+/// is left behind even by kill -9, and other processes see none of it.
+pub fn run_on_running_kernel(job: &Path, events: &Path) -> ExitCode {
+    match Events::to_file(events) {
+        Ok(events) => reported(&events, || do_job(job, Devices::Host, &events)),
+        Err(error) => unheard(&error),
     }
-    Ok(())
 }
 
-fn serve(suite: SuiteRunner) -> Result<()> {
-    let events = Events::of_machine()?;
-    let job = read_job(Path::new(JOB_PATH));
-    answer(job, Path::new("/tmp"), suite, &events);
-    Ok(())
+fn unheard(error: &anyhow::Error) -> ExitCode {
+    eprintln!("lab-guest: {error:#}");
+    ExitCode::from(2)
 }
 
-/// Runs a job on a running kernel, in a mount namespace of its own, in a folder of its own; nothing is left of either.
-///
-/// # Errors
-/// The job cannot be read or the event file cannot be written; everything else is told as an event.
-pub fn on_running_kernel(job: &Path, events: &Path, suite: SuiteRunner) -> Result<()> {
-    let events = Events::to_file(events)?;
-    let job = read_job(job);
-    let base = tempdir()?;
-    match enter_private_namespace(&base) {
+/// What a job was doing when it failed.
+struct Stopped {
+    stage: &'static str,
+    error: anyhow::Error,
+}
+
+/// Does the work, and sends the last line.
+fn reported(events: &Events, work: impl FnOnce() -> Result<(), Stopped>) -> ExitCode {
+    match work() {
         Ok(()) => {
-            answer(job, &base, suite, &events);
-            let _ = unmount(&base, UnmountFlags::DETACH);
+            events.send(&GuestEvent::Done);
+            ExitCode::SUCCESS
         }
-        Err(error) => events.say(&failed("entering a private mount namespace", &error)),
+        Err(Stopped { stage, error }) => {
+            eprintln!("lab-guest: {stage}: {error:#}");
+            events.send(&GuestEvent::Failed { stage: stage.into(), error: format!("{error:#}") });
+            ExitCode::FAILURE
+        }
     }
-    fs::remove_dir(&base).with_context(|| format!("cannot remove {}", base.display()))
 }
 
-fn tempdir() -> Result<std::path::PathBuf> {
-    nix::unistd::mkdtemp("/tmp/mountlab-XXXXXX").context("cannot make a folder below /tmp")
+fn do_job(path: &Path, devices: Devices, events: &Events) -> Result<(), Stopped> {
+    let at = |stage: &'static str| move |error| Stopped { stage, error };
+    let job = read_job(path).map_err(at("reading the job"))?;
+    if devices == Devices::Host {
+        leave_host().map_err(at("making a private mount namespace"))?;
+    }
+    events.send(&hello().map_err(at("saying hello"))?);
+    match &job.work {
+        Work::Hello => Ok(()),
+        Work::Storm(storm) => storm::run(storm, job.seed, devices, events).map_err(at("storm")),
+        Work::Suite(suite) => run_suite(suite, events).map_err(at("suite")),
+        Work::Shell => shell::run(devices).map_err(at("shell")),
+    }
 }
 
-fn enter_private_namespace(base: &Path) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS).context("unshare CLONE_NEWNS (root is needed)")?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).context("making / private")?;
-    mount("mountlab", base, "tmpfs", MountFlags::empty(), None).context("mounting a tmpfs")
+fn run_suite(job: &SuiteJob, events: &Events) -> Result<()> {
+    crate::suite::run(job, &|event| events.send(&event))
 }
 
 fn read_job(path: &Path) -> Result<Job> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let job: Job = serde_json::from_str(&text).with_context(|| format!("{} is no job", path.display()))?;
-    ensure!(job.protocol == PROTOCOL, "the job speaks protocol {}, this guest {PROTOCOL}", job.protocol);
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let job: Job = serde_json::from_slice(&text).with_context(|| format!("{} is no job", path.display()))?;
+    ensure!(job.protocol == PROTOCOL, "the job speaks protocol {}, this guest {PROTOCOL}: rebuild both", job.protocol);
     Ok(job)
 }
 
-/// Says hello, does the job, says how it ended.
-fn answer(job: Result<Job>, base: &Path, suite: SuiteRunner, events: &Events) {
-    let result = hello().and_then(|hello| {
-        events.say(&hello);
-        work(&job?, base, suite, events)
-    });
-    events.say(&match result {
-        Ok(()) => GuestEvent::Done,
-        Err(error) => failed("the job", &error),
-    });
-}
-
-fn failed(stage: &str, error: &anyhow::Error) -> GuestEvent {
-    GuestEvent::Failed { stage: stage.into(), error: format!("{error:#}") }
+/// From here on no mount of ours can reach the host, and none of the host's events us.
+fn leave_host() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "this needs root: it mounts");
+    unshare(CloneFlags::CLONE_NEWNS).context("unshare(CLONE_NEWNS)")?;
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", private).context("mount --make-rprivate /")?;
+    mount_tmpfs(Path::new(BASE))
 }
 
 fn hello() -> Result<GuestEvent> {
-    let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let memory = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let cpus = std::thread::available_parallelism()?.get() as u32;
-    Ok(GuestEvent::Hello { protocol: PROTOCOL, kernel_release, cpus, memory_kib: memory_kib(&memory)? })
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").context("which CPUs are online")?;
+    let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    Ok(GuestEvent::Hello {
+        protocol: PROTOCOL,
+        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        cpus: cpus_in(&online).with_context(|| format!("no list of CPUs: {online:?}"))?,
+        memory_kib: mem_total(&meminfo).context("/proc/meminfo has no MemTotal")?,
+    })
 }
 
-/// MemTotal of /proc/meminfo, KiB.
-fn memory_kib(meminfo: &str) -> Result<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let number = line.and_then(|line| line.split_whitespace().next()).context("/proc/meminfo has no MemTotal")?;
-    Ok(number.parse()?)
+/// Number of CPUs in a list like "0-3,8" (Documentation/admin-guide/cputopology.rst).
+fn cpus_in(list: &str) -> Option<u32> {
+    list.trim()
+        .split(',')
+        .map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            Some(last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+        })
+        .sum()
 }
 
-fn work(job: &Job, base: &Path, suite: SuiteRunner, events: &Events) -> Result<()> {
-    match &job.work {
-        Work::Hello => Ok(()),
-        Work::Storm(storm) => storm::run(storm, job.seed, base, events),
-        Work::Suite(job) => suite(job, events),
-        Work::Shell if std::process::id() == 1 => crate::prompt::run(),
-        Work::Shell => bail!("a prompt needs a machine of its own"),
-    }
-}
-
-/// Powers off. A kernel without ACPI can only restart, which ends QEMU as well (-no-reboot).
-fn power_off() -> ! {
-    rustix::fs::sync();
-    let _ = reboot(RebootMode::RB_POWER_OFF);
-    let _ = reboot(RebootMode::RB_AUTOBOOT);
-    // The kernel panics when PID 1 ends: an end is better than a hang.
-    std::process::exit(1)
+/// MemTotal in KiB.
+fn mem_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 #[cfg(test)]
@@ -132,20 +123,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_read() {
-        assert_eq!(memory_kib("MemTotal:        2031892 kB\nMemFree: 1 kB\n").unwrap(), 2_031_892);
-        assert!(memory_kib("MemFree: 1 kB\n").is_err());
+    fn cpus_are_counted() {
+        assert_eq!(cpus_in("0\n"), Some(1));
+        assert_eq!(cpus_in("0-3,8,10-11\n"), Some(7));
+        assert_eq!(cpus_in(""), None);
+        assert_eq!(cpus_in("3-0"), None);
+    }
+
+    #[test]
+    fn memory_is_in_kib() {
+        assert_eq!(mem_total("MemTotal:         245760 kB\nMemFree:  1 kB\n"), Some(245_760));
+        assert_eq!(mem_total("MemFree:  1 kB\n"), None);
     }
 
     #[test]
     fn a_job_of_another_protocol_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("job");
-        let mut job = Job { protocol: PROTOCOL, seed: 1, work: Work::Hello };
-        fs::write(&path, serde_json::to_string(&job).unwrap()).unwrap();
-        assert_eq!(read_job(&path).unwrap(), job);
-        job.protocol += 1;
-        fs::write(&path, serde_json::to_string(&job).unwrap()).unwrap();
-        assert!(read_job(&path).unwrap_err().to_string().contains("protocol"));
+        let path = dir.path().join("job.json");
+        fs::write(&path, r#"{"protocol":99,"seed":1,"work":{"kind":"hello"}}"#).unwrap();
+        assert!(read_job(&path).unwrap_err().to_string().contains("protocol 99"));
+        fs::write(&path, r#"{"protocol":1,"seed":1,"work":{"kind":"hello"}}"#).unwrap();
+        assert_eq!(read_job(&path).unwrap().work, Work::Hello);
+        fs::write(&path, r#"{"protocol":1,"see"#).unwrap();
+        assert!(read_job(&path).unwrap_err().to_string().contains("is no job"));
+    }
+
+    #[test]
+    fn a_failure_names_its_stage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let events = Events::to_file(&path).unwrap();
+        let missing = dir.path().join("none.json");
+        reported(&events, || do_job(&missing, Devices::Lab, &events));
+        let last: GuestEvent = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        assert!(
+            matches!(last, GuestEvent::Failed { stage, error } if stage == "reading the job" && error.contains("none.json"))
+        );
     }
 }

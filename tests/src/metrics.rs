@@ -1,69 +1,163 @@
-//! Latencies of calls, by name of the call.
+//! Latencies of a storm's calls: logged by each thread as plain numbers, made into histograms when the clock has stopped.
 
 use crate::protocol::Latency;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer, V2Serializer};
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Significant decimal digits of a recorded value: quantiles are exact within 1 %.
-const DIGITS: u8 = 2;
+/// Longest call that a histogram tells from a longer one, in ns: ten minutes, more than any limit of a boot.
+const LONGEST_CALL_NS: u64 = 600_000_000_000;
 
-/// Histograms of one thread; merged after the storm so that recording takes no lock.
-#[derive(Debug, Default)]
-pub struct Calls {
-    by_name: BTreeMap<&'static str, Histogram<u64>>,
+/// Significant decimal digits of a histogram: buckets are at most 0.1 % wide.
+const SIGNIFICANT_DIGITS: u8 = 3;
+
+/// Calls that a log has room for at once: growing it would map memory while the clock runs.
+const ROOM: usize = 4096;
+
+/// The calls whose latency is told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallKind {
+    /// open_tree(2) with OPEN_TREE_CLONE.
+    OpenTree,
+    /// mount_setattr(2) with MOUNT_ATTR_IDMAP.
+    MountSetattr,
+    /// move_mount(2) of the idmapped tree to its place.
+    MoveMount,
+    /// mount(2) of the overlay.
+    OverlayMount,
+    /// umount2(2) of an idmapped tree.
+    Umount,
+    /// umount2(2) of an overlay: a container's root or an inspection's.
+    UmountRootfs,
 }
 
-impl Calls {
-    /// Runs `call` and records how long it took, whether it succeeded or not.
-    pub fn time<T>(&mut self, name: &'static str, call: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let value = call();
-        self.record(name, start.elapsed().as_nanos() as u64);
-        value
-    }
+impl CallKind {
+    /// All of them, in the order a container start makes them.
+    pub const ALL: [CallKind; 6] = [
+        CallKind::OpenTree,
+        CallKind::MountSetattr,
+        CallKind::MoveMount,
+        CallKind::OverlayMount,
+        CallKind::Umount,
+        CallKind::UmountRootfs,
+    ];
 
-    /// Records one latency, ns.
-    pub fn record(&mut self, name: &'static str, ns: u64) {
-        // An hour; longer waits are cut to it, and no storm lasts that long.
-        let new = || Histogram::new_with_bounds(1, 3_600_000_000_000, DIGITS).expect("valid bounds");
-        self.by_name.entry(name).or_insert_with(new).saturating_record(ns.max(1));
-    }
-
-    /// Adds another thread's.
-    pub fn merge(&mut self, other: Calls) {
-        for (name, histogram) in other.by_name {
-            match self.by_name.get_mut(name) {
-                Some(mine) => mine.add(histogram).expect("all histograms have the same bounds"),
-                None => drop(self.by_name.insert(name, histogram)),
-            }
+    /// Its name in a [`crate::protocol::Sample`].
+    pub fn name(self) -> &'static str {
+        match self {
+            CallKind::OpenTree => "open_tree",
+            CallKind::MountSetattr => "mount_setattr",
+            CallKind::MoveMount => "move_mount",
+            CallKind::OverlayMount => "overlay_mount",
+            CallKind::Umount => "umount",
+            CallKind::UmountRootfs => "umount_rootfs",
         }
     }
+}
 
-    /// As they are sent to the host.
-    ///
-    /// # Errors
-    /// Serialization failed.
-    pub fn latencies(&self) -> Result<BTreeMap<String, Latency>> {
-        self.by_name.iter().map(|(name, histogram)| Ok(((*name).to_owned(), latency(histogram)?))).collect()
+/// Counts the calls of one thread, so that somebody else can see that it is alive. Two cache lines (the adjacent-line prefetcher
+/// takes them in pairs) that no other thread writes to: the storm's contention shall be the kernel's.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Beat(AtomicU64);
+
+impl Beat {
+    /// Calls so far.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn latency(histogram: &Histogram<u64>) -> Result<Latency> {
-    let mut bytes = Vec::new();
-    V2Serializer::new().serialize(histogram, &mut bytes)?;
-    Ok(Latency {
+/// What one thread of a storm writes down.
+#[derive(Debug)]
+pub struct CallLog<'a> {
+    latencies_ns: [Vec<u64>; CallKind::ALL.len()],
+    busy: u64,
+    beat: &'a Beat,
+}
+
+impl<'a> CallLog<'a> {
+    /// An empty log.
+    pub fn new(beat: &'a Beat) -> CallLog<'a> {
+        CallLog { latencies_ns: std::array::from_fn(|_| Vec::with_capacity(ROOM)), busy: 0, beat }
+    }
+
+    /// Makes a call and logs how long it took, if it succeeded.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn time<T, E>(&mut self, kind: CallKind, call: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let start = Instant::now();
+        let result = call();
+        let elapsed_ns = start.elapsed().as_nanos() as u64;
+        if result.is_ok() {
+            self.latencies_ns[kind as usize].push(elapsed_ns);
+        }
+        self.beat.add();
+        result
+    }
+
+    /// Counts a umount2(2) that found its mount busy and has to be made again.
+    pub fn add_busy(&mut self) {
+        self.busy += 1;
+        self.beat.add();
+    }
+
+    /// How often a mount was busy.
+    pub fn busy(&self) -> u64 {
+        self.busy
+    }
+}
+
+/// One distribution for each kind of call that was made, over all threads.
+///
+/// # Errors
+/// A histogram that cannot be written down; never seen.
+pub fn latencies(logs: &[CallLog<'_>]) -> Result<BTreeMap<String, Latency>> {
+    let mut by_name = BTreeMap::new();
+    for kind in CallKind::ALL {
+        let calls_ns = logs.iter().flat_map(|log| &log.latencies_ns[kind as usize]).copied();
+        if let Some(latency) = latency(calls_ns)? {
+            by_name.insert(kind.name().to_owned(), latency);
+        }
+    }
+    Ok(by_name)
+}
+
+/// The distribution of these latencies, in ns; `None` without any.
+fn latency(calls_ns: impl Iterator<Item = u64>) -> Result<Option<Latency>> {
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, LONGEST_CALL_NS, SIGNIFICANT_DIGITS)?;
+    calls_ns.for_each(|ns| histogram.saturating_record(ns));
+    if histogram.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Latency {
         count: histogram.len(),
         mean_ns: histogram.mean(),
-        p50_ns: histogram.value_at_quantile(0.5),
+        p50_ns: histogram.value_at_quantile(0.50),
         p99_ns: histogram.value_at_quantile(0.99),
         max_ns: histogram.max(),
-        hdr_v2_base64: BASE64.encode(bytes),
-    })
+        hdr_v2_base64: BASE64_STANDARD.encode(hdr_v2(&histogram)?),
+    }))
+}
+
+fn hdr_v2(histogram: &Histogram<u64>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    V2Serializer::new()
+        .serialize(histogram, &mut bytes)
+        .map_err(io::Error::other)
+        .context("cannot write a histogram")?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -72,19 +166,32 @@ mod tests {
     use hdrhistogram::serialization::Deserializer;
 
     #[test]
-    fn quantiles_survive_merging_and_the_wire() {
-        let (mut one, mut two) = (Calls::default(), Calls::default());
-        (1..=50).for_each(|n| one.record("umount", n * 1000));
-        (51..=100).for_each(|n| two.record("umount", n * 1000));
-        two.record("open_tree", 5);
-        one.merge(two);
-        let latencies = one.latencies().unwrap();
-        let umount = &latencies["umount"];
-        assert_eq!(umount.count, 100);
-        assert!((49_000..=51_000).contains(&umount.p50_ns), "{}", umount.p50_ns);
-        assert_eq!(latencies["open_tree"].count, 1);
-        let bytes = BASE64.decode(&umount.hdr_v2_base64).unwrap();
-        let back: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
-        assert_eq!(back.len(), 100);
+    fn the_summary_and_the_histogram_tell_the_same() {
+        let seen = latency(1..=1000).unwrap().unwrap();
+        let bytes = BASE64_STANDARD.decode(&seen.hdr_v2_base64).unwrap();
+        let histogram: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
+        assert_eq!((seen.count, histogram.len()), (1000, 1000));
+        assert_eq!((seen.p50_ns, seen.p99_ns, seen.max_ns), (500, 990, 1000));
+        assert_eq!(histogram.value_at_quantile(0.99), 990);
+        assert!((seen.mean_ns - 500.5).abs() < 0.5, "{}", seen.mean_ns);
+    }
+
+    #[test]
+    fn only_calls_that_succeeded_are_counted_but_each_is_a_sign_of_life() {
+        let (beats, others) = (Beat::default(), Beat::default());
+        let mut log = CallLog::new(&beats);
+        log.time(CallKind::Umount, || Ok::<_, io::Error>(())).unwrap();
+        log.time(CallKind::Umount, || Err::<(), _>(io::Error::other("no"))).unwrap_err();
+        let mut other = CallLog::new(&others);
+        other.time(CallKind::Umount, || Ok::<_, io::Error>(())).unwrap();
+        assert_eq!(beats.count(), 2);
+        let by_name = latencies(&[log, other]).unwrap();
+        assert_eq!(by_name.keys().collect::<Vec<_>>(), ["umount"]);
+        assert_eq!(by_name["umount"].count, 2);
+    }
+
+    #[test]
+    fn a_log_index_is_its_kind() {
+        assert!(CallKind::ALL.iter().enumerate().all(|(index, kind)| *kind as usize == index));
     }
 }

@@ -51,6 +51,14 @@ pub struct StormJob {
     pub iterations: u32,
     /// Untimed iterations before them.
     pub warmup_iterations: u32,
+    /// Whether the child that holds a container's user namespace inherits copies of the guest's descriptors, as containerd's does: a
+    /// plain umount then sees EBUSY now and then, and waits 50 ms. `false` turns that race off.
+    #[serde(default = "containerds_way")]
+    pub descriptors_inherited: bool,
+}
+
+fn containerds_way() -> bool {
+    true
 }
 
 /// Where one storm stands in the space of storms.

@@ -1,42 +1,67 @@
-//! The file system below a storm, with the propagation that the storm asks for. Never itself an overlay.
+//! The mount that a storm happens in: a fresh file system with the propagation that the storm asks for.
 
-use crate::protocol::{self, Propagation};
-use anyhow::{Context, Result, bail};
+use crate::protocol::{Propagation, Storage};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-/// The machine's spare disk, formatted by the host.
-const DISK: &str = "/dev/vda";
+/// The folder that all of the lab's mounts lie in: a tmpfs that the guest has mounted over it.
+pub const BASE: &str = "/tmp";
 
-/// A mounted file system.
-pub struct Storage {
-    path: PathBuf,
+/// The disk that a lab machine hands over, already formatted.
+const VIRTIO_DISK: &str = "/dev/vda";
+
+/// Size of the disk that is made where the machine gives none; sparse, so mostly room for the inode tables.
+const LOOP_DISK_BYTES: u64 = 512 << 20;
+
+/// How long mke2fs(8) and mount(8) may take.
+const TOOL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the storm's file system may stay busy after the storm: the kernel lets go of mounts in the background.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often to look in a wait.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Whose devices these are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// The lab's: a virtio disk may be used as it is.
+    Lab,
+    /// The host's: its disks are never touched.
+    Host,
 }
 
-impl Storage {
-    /// Mounts it on `base/storm`.
+/// A mounted file system for storms. Not unmounted on drop: the mount namespace, or the machine, ends with the guest.
+#[derive(Debug)]
+pub struct Ground {
+    path: PathBuf,
+    disk_image: Option<PathBuf>,
+}
+
+impl Ground {
+    /// Mounts one.
     ///
     /// # Errors
-    /// ext4 is asked for and the machine has no disk with it, or the mount failed.
-    pub fn prepare(base: &Path, storage: protocol::Storage, propagation: Propagation) -> Result<Storage> {
-        let path = base.join("storm");
+    /// There is no such file system to be had here, or it cannot be mounted.
+    pub fn mount(storage: Storage, propagation: Propagation, devices: Devices) -> Result<Ground> {
+        let path = Path::new(BASE).join("storm");
         fs::create_dir_all(&path)?;
-        let (source, fs_type) = match storage {
-            protocol::Storage::Tmpfs => ("storm", "tmpfs"),
-            protocol::Storage::Ext4 if Path::new(DISK).exists() => (DISK, "ext4"),
-            protocol::Storage::Ext4 => bail!("the storm asks for ext4, but this machine has no disk {DISK}"),
+        let disk_image = match storage {
+            Storage::Tmpfs => mount_tmpfs(&path).map(|()| None)?,
+            Storage::Ext4 => mount_ext4(&path, devices)?,
         };
-        mount(source, &path, fs_type, MountFlags::empty(), None)
-            .with_context(|| format!("mounting {fs_type} of {source} on {}", path.display()))?;
-        let storage = Storage { path };
-        let flags = match propagation {
+        let ground = Ground { path, disk_image };
+        let change = match propagation {
             Propagation::Shared => MountPropagationFlags::SHARED,
             Propagation::Private => MountPropagationFlags::PRIVATE,
         };
-        mount_change(&storage.path, flags)
-            .with_context(|| format!("setting propagation of {}", storage.path.display()))?;
-        Ok(storage)
+        mount_change(&ground.path, change).with_context(|| format!("cannot make the storm's mount {propagation:?}"))?;
+        Ok(ground)
     }
 
     /// Where it is mounted.
@@ -44,18 +69,106 @@ impl Storage {
         &self.path
     }
 
-    /// Unmounts it. A plain umount2: if anything of the storm still lives, this says EBUSY.
+    /// Empties and unmounts it. That nobody holds it any more is a check of its own: a leaked mount of a layer would.
     ///
     /// # Errors
-    /// Something is left on it.
-    pub fn remove(self) -> Result<()> {
-        // What a storm wrote on a disk must not meet the next storm.
+    /// A file cannot be removed, or the file system stays busy.
+    pub fn unmount(self) -> Result<()> {
         for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| name != "lost+found") {
-                fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            let entry = entry?;
+            // ext4's own folder stays: the next storm of this boot may use the same disk.
+            if entry.file_name() != "lost+found" {
+                fs::remove_dir_all(entry.path()).with_context(|| format!("cannot empty {}", self.path.display()))?;
             }
         }
-        unmount(&self.path, UnmountFlags::empty()).with_context(|| format!("umount2 {}", self.path.display()))
+        unmount_within(&self.path, BUSY_LIMIT)?;
+        fs::remove_dir(&self.path)?;
+        Ok(self.disk_image.map_or(Ok(()), fs::remove_file)?)
+    }
+}
+
+/// Mounts a tmpfs, readable for all: a container's ids must reach the layers.
+///
+/// # Errors
+/// mount(2) failed.
+pub fn mount_tmpfs(path: &Path) -> Result<()> {
+    mount("storm", path, "tmpfs", MountFlags::empty(), c"mode=0755")
+        .with_context(|| format!("cannot mount a tmpfs at {}", path.display()))
+}
+
+/// Returns the file that backs the disk, if one was made.
+fn mount_ext4(path: &Path, devices: Devices) -> Result<Option<PathBuf>> {
+    if devices == Devices::Lab && Path::new(VIRTIO_DISK).exists() {
+        mount(VIRTIO_DISK, path, "ext4", MountFlags::empty(), None)
+            .with_context(|| format!("cannot mount {VIRTIO_DISK} as ext4: the machine must hand it over formatted"))?;
+        return Ok(None);
+    }
+    let Some(mke2fs) = tool("mke2fs") else {
+        bail!(
+            "no ext4 here: the machine gave no disk {VIRTIO_DISK}, and without mke2fs (e2fsprogs) no loop disk can be made"
+        );
+    };
+    let image = Path::new(BASE).join("storm.ext4");
+    File::create_new(&image)?.set_len(LOOP_DISK_BYTES)?;
+    let mut format = Command::new(mke2fs);
+    format.args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(&image);
+    run_within(&mut format, TOOL_LIMIT)?;
+    // -n: nothing is written outside our namespace. mount(8) finds a free loop device and has the kernel release it with the unmount (LO_FLAGS_AUTOCLEAR).
+    run_within(Command::new("mount").args(["-n", "-t", "ext4", "-o", "loop"]).arg(&image).arg(path), TOOL_LIMIT)?;
+    Ok(Some(image))
+}
+
+fn tool(name: &str) -> Option<PathBuf> {
+    ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
+}
+
+/// Runs a command to its end, and kills it at its limit.
+fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
+    let start = Instant::now();
+    let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {command:?}"))?;
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status,
+            None if start.elapsed() < limit => std::thread::sleep(POLL),
+            None => {
+                child.kill()?;
+                break child.wait()?;
+            }
+        }
+    };
+    ensure!(status.success(), "{command:?} ended after {:.1} s with {status}", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn unmount_within(path: &Path, limit: Duration) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        match unmount(path, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if start.elapsed() < limit => std::thread::sleep(POLL),
+            Err(Errno::BUSY) => {
+                bail!("{} is still busy {limit:?} after the storm: something holds a mount of it", path.display())
+            }
+            other => return other.with_context(|| format!("umount2({}, 0)", path.display())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_that_fails_is_named_with_its_status() {
+        let error = run_within(Command::new("sh").args(["-c", "exit 3"]), TOOL_LIMIT).unwrap_err().to_string();
+        assert!(error.contains("\"sh\"") && error.contains("exit status: 3"), "{error}");
+        assert!(run_within(&mut Command::new("true"), TOOL_LIMIT).is_ok());
+    }
+
+    #[test]
+    fn a_tool_that_does_not_end_is_killed() {
+        let start = Instant::now();
+        let error = run_within(Command::new("sleep").arg("60"), Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(error.contains("signal: 9"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(30));
     }
 }

@@ -1,118 +1,248 @@
-//! The storm: prepare, iterate, clean up. This file owns threads, warm-up and the clock; workloads own the calls.
+//! The harness of storms: owns threads, start barrier, warm-up and clock, and asks the oracles before it gives out a number.
 //!
-//! The clock runs from the barrier that releases all threads to the end of the last start: a started container stays mounted, as it does
-//! under containerd. Its oracles look at it after the clock has stopped, in the same run, and only then is it unmounted. So every
-//! timed container is checked, and no check is timed. Rootfs passes are threads of this process, not processes per pod.
+//! An iteration starts all containers (timed), checks the roots that came of it (untimed: they are still mounted), unmounts them
+//! (untimed, its calls logged), and compares the mount table with the one before. Its time runs from the first thread that passed
+//! the barrier to the last that ended; an oracle that failed withholds it.
 
-use crate::check::{self, Checks};
+use crate::check::{Verdicts, check_mount_table};
 use crate::events::Events;
-use crate::metrics::Calls;
-use crate::mountinfo;
+use crate::metrics::{Beat, CallLog, latencies};
+use crate::mount_tree::{self, Mount};
+use crate::phase::{Phase, Work, run_phase};
 use crate::protocol::{GuestEvent, Sample, StormJob, StormPoint};
-use crate::storage::Storage;
-use crate::topology::{Container, Layout};
-use crate::workload::{Starter, call};
-use anyhow::{Context, Result, anyhow};
-use std::path::Path;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use crate::storage::{Devices, Ground};
+use crate::workload::{self, Workload};
+use anyhow::{Context, Result, ensure};
 
-/// Runs all points of a job, one after the other, below `base`.
+/// Runs all storms of a job and sends a sample per timed iteration.
 ///
 /// # Errors
-/// A call that must not fail did; the point and the call are named.
-pub fn run(job: &StormJob, seed: u64, base: &Path, events: &Events) -> Result<()> {
-    let per_point = u64::from(job.warmup_iterations + job.iterations);
-    let total = per_point * job.points.len() as u64;
-    for (index, point) in job.points.iter().enumerate() {
-        let storage = Storage::prepare(base, point.storage, point.propagation)?;
-        let layout = Layout::prepare(storage.path(), point.layers, seed)?;
-        for turn in 0..per_point {
-            let done = index as u64 * per_point + turn;
-            let heartbeat = events.heartbeat(GuestEvent::Progress { done, total, unit: "iterations".into() });
-            let sample = iterate(point, &layout, turn as u32).with_context(|| format!("storm {point:?}"))?;
-            drop(heartbeat);
-            if let Some(iteration) = (turn as u32).checked_sub(job.warmup_iterations) {
-                events.say(&GuestEvent::Sample(Sample { iteration, ..sample }));
-            }
-        }
-        storage.remove()?;
+/// The storm that could not be run, and the call that failed.
+pub fn run(job: &StormJob, seed: u64, devices: Devices, events: &Events) -> Result<()> {
+    ensure!(!job.points.is_empty() && job.iterations > 0, "the job has no storm, or no iteration, to run");
+    let per_point = u64::from(job.warmup_iterations) + u64::from(job.iterations);
+    let mut progress = Progress { events, done: 0, total: per_point * job.points.len() as u64 };
+    for point in &job.points {
+        run_point(point, job, seed, devices, &mut progress).with_context(|| described(point))?;
     }
     Ok(())
 }
 
-/// One iteration: all containers started, checked, removed.
-fn iterate(point: &StormPoint, layout: &Layout, iteration: u32) -> Result<Sample> {
-    let containers =
-        (0..point.containers).map(|number| Container::prepare(layout, number)).collect::<Result<Vec<_>>>()?;
-    let before = mountinfo::of_this_process()?;
-    let (elapsed_ns, mut calls, mut checks) = start_all(point, layout, &containers)?;
-    let expected = layout.expected();
-    containers.iter().for_each(|container| check::container(&mut checks, container, &expected));
-    remove_all(&mut calls, &containers)?;
-    check::mount_table(&mut checks, &before, &mountinfo::of_this_process()?);
-    let oracle = checks.finish();
-    let elapsed_ns = oracle.failures.is_empty().then_some(elapsed_ns);
-    Ok(Sample { point: point.clone(), iteration, elapsed_ns, calls: calls.latencies()?, oracle })
-}
-
-/// Starts all containers on the point's threads; returns the wall time in ns, from the barrier to the last thread's end.
-fn start_all(point: &StormPoint, layout: &Layout, containers: &[Container]) -> Result<(u64, Calls, Checks)> {
-    let next = AtomicUsize::new(0);
-    let barrier = Barrier::new(point.threads as usize + 1);
-    std::thread::scope(|scope| {
-        let work = || {
-            let mut starter = Starter { layout, profile: point.profile, calls: Calls::default() };
-            barrier.wait();
-            let read = start_some(&mut starter, point, containers, &next);
-            barrier.wait();
-            read.map(|read| (starter.calls, read))
-        };
-        let threads: Vec<_> = (0..point.threads).map(|_| scope.spawn(work)).collect();
-        barrier.wait();
-        let start = Instant::now();
-        barrier.wait();
-        let elapsed_ns = start.elapsed().as_nanos() as u64;
-        let (mut calls, mut checks) = (Calls::default(), Checks::default());
-        for thread in threads {
-            let (of_thread, read) = thread.join().map_err(|_| anyhow!("a storm thread panicked"))??;
-            calls.merge(of_thread);
-            note_inspections(&mut checks, layout, &read);
-        }
-        Ok((elapsed_ns, calls, checks))
-    })
-}
-
-/// One thread: takes containers until none is left. Returns what its inspections read, to be judged after the clock.
-fn start_some(
-    starter: &mut Starter<'_>,
+fn run_point(
     point: &StormPoint,
-    containers: &[Container],
-    next: &AtomicUsize,
-) -> Result<Vec<Vec<u8>>> {
-    let mut read = Vec::new();
-    while let Some(container) = containers.get(next.fetch_add(1, Ordering::Relaxed)) {
-        for _ in 0..point.inspection_passes {
-            read.push(starter.inspect(container)?);
+    job: &StormJob,
+    seed: u64,
+    devices: Devices,
+    progress: &mut Progress<'_>,
+) -> Result<()> {
+    ensure!(
+        point.threads > 0 && point.containers > 0 && point.layers > 0,
+        "a storm needs threads, containers and layers"
+    );
+    let ground = Ground::mount(point.storage, point.propagation, devices)?;
+    let workload = workload::of_point(point, seed, job.descriptors_inherited, ground.path());
+    workload.prepare()?;
+    progress.send();
+    let mut storm =
+        Storm { point, workload: &*workload, verdicts: Verdicts::default(), busy: 0, mount_table: &mount_tree::read };
+    for _ in 0..job.warmup_iterations {
+        // What an oracle finds now counts for the first timed iteration.
+        storm.iteration(0, progress)?;
+        progress.advance();
+    }
+    for iteration in 0..job.iterations {
+        let measured = storm.iteration(iteration, progress)?;
+        progress.events.send(&GuestEvent::Sample(storm.judged(measured)));
+        progress.advance();
+    }
+    if storm.busy > 0 {
+        progress.events.note(format!("{}: {} umounts were busy and made again", described(point), storm.busy));
+    }
+    ground.unmount()
+}
+
+/// A storm in words.
+pub fn described(point: &StormPoint) -> String {
+    let (threads, containers, layers) = (point.threads, point.containers, point.layers);
+    let names = format!("{:?} on {:?}, {:?} parent", point.profile, point.storage, point.propagation).to_lowercase();
+    format!("{names}, {threads} threads, {containers} containers, {layers} layers")
+}
+
+struct Storm<'a> {
+    point: &'a StormPoint,
+    workload: &'a dyn Workload,
+    verdicts: Verdicts,
+    busy: u64,
+    mount_table: &'a dyn Fn() -> Result<Vec<Mount>>,
+}
+
+impl Storm<'_> {
+    /// One iteration, its number not yet judged.
+    fn iteration(&mut self, iteration: u32, progress: &Progress<'_>) -> Result<Sample> {
+        let before = (self.mount_table)()?;
+        let beats: Vec<Beat> = (0..self.point.threads).map(|_| Beat::default()).collect();
+        let started =
+            self.on_all(&beats, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts))?;
+        let checked = self.on_all(&beats, progress, |unit, _, verdicts| {
+            self.workload.check(unit, verdicts);
+            Ok(())
+        })?;
+        let stopped = self.on_all(&beats, progress, |unit, log, _| self.workload.cleanup(unit, log))?;
+        check_mount_table(&mut self.verdicts, &before, &(self.mount_table)()?);
+        let elapsed_ns = u64::try_from(started.elapsed.as_nanos())?;
+        let logs: Vec<CallLog<'_>> = started.logs.into_iter().chain(stopped.logs).collect();
+        self.verdicts.merge(started.verdicts);
+        self.verdicts.merge(checked.verdicts);
+        self.busy += logs.iter().map(CallLog::busy).sum::<u64>();
+        let (point, calls) = (self.point.clone(), latencies(&logs)?);
+        Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle: Default::default() })
+    }
+
+    /// The sample with what all oracles saw since the last; without its number if one failed.
+    fn judged(&mut self, sample: Sample) -> Sample {
+        let oracle = std::mem::take(&mut self.verdicts).into_oracle();
+        let elapsed_ns = sample.elapsed_ns.filter(|_| oracle.failures.is_empty());
+        Sample { elapsed_ns, oracle, ..sample }
+    }
+
+    fn on_all<'b>(&self, beats: &'b [Beat], progress: &Progress<'_>, work: impl Work) -> Result<Phase<'b>> {
+        let mut beating = Heartbeat { beats, progress, last: 0 };
+        run_phase(beats, self.point.containers, &work, &mut || beating.tick())
+    }
+}
+
+/// Sends progress as long as calls are made, and falls silent when none returns.
+struct Heartbeat<'a> {
+    beats: &'a [Beat],
+    progress: &'a Progress<'a>,
+    last: u64,
+}
+
+impl Heartbeat<'_> {
+    fn tick(&mut self) {
+        let now = self.beats.iter().map(Beat::count).sum();
+        if now != std::mem::replace(&mut self.last, now) {
+            self.progress.send();
         }
-        starter.start(container)?;
     }
-    Ok(read)
 }
 
-fn note_inspections(checks: &mut Checks, layout: &Layout, read: &[Vec<u8>]) {
-    let expected = layout.expected();
-    let passwd = expected.iter().find(|file| file.path == "etc/passwd");
-    let content = passwd.map_or("", |file| &file.content);
-    read.iter().for_each(|found| checks.note("inspection_read", check::passwd(found, content)));
+struct Progress<'a> {
+    events: &'a Events,
+    done: u64,
+    total: u64,
 }
 
-fn remove_all(calls: &mut Calls, containers: &[Container]) -> Result<()> {
-    for container in containers {
-        let result = call::umount_retrying(calls, "umount_rootfs", &container.rootfs);
-        result.with_context(|| format!("umount2 {}", container.rootfs.display()))?;
-        container.remove()?;
+impl Progress<'_> {
+    fn send(&self) {
+        let (done, total) = (self.done, self.total);
+        self.events.send(&GuestEvent::Progress { done, total, unit: "iterations".into() });
     }
-    Ok(())
+
+    fn advance(&mut self) {
+        self.done += 1;
+        self.send();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::CallKind;
+    use crate::protocol::{Profile, Propagation, Storage};
+    use std::cell::Cell;
+
+    fn point() -> StormPoint {
+        StormPoint {
+            profile: Profile::Detach,
+            storage: Storage::Tmpfs,
+            propagation: Propagation::Shared,
+            threads: 3,
+            containers: 20,
+            layers: 2,
+            inspection_passes: 1,
+        }
+    }
+
+    /// A load that does nothing; its oracle fails for `odd`.
+    struct Idle {
+        odd: Option<u32>,
+    }
+
+    impl Workload for Idle {
+        fn prepare(&self) -> Result<()> {
+            Ok(())
+        }
+        fn iterate(&self, _: u32, _: &mut CallLog<'_>, _: &mut Verdicts) -> Result<()> {
+            Ok(())
+        }
+        fn check(&self, unit: u32, verdicts: &mut Verdicts) {
+            verdicts.add("even", if self.odd == Some(unit) { Err(format!("{unit} is odd")) } else { Ok(()) });
+        }
+        fn cleanup(&self, _: u32, _: &mut CallLog<'_>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Two iterations of `workload`, of which the first is warm-up.
+    fn sample_of(workload: &Idle, mount_table: &dyn Fn() -> Result<Vec<Mount>>) -> Sample {
+        let dir = tempfile::tempdir().unwrap();
+        let events = Events::to_file(&dir.path().join("events")).unwrap();
+        let progress = Progress { events: &events, done: 0, total: 1 };
+        let point = point();
+        let mut storm = Storm { point: &point, workload, verdicts: Verdicts::default(), busy: 0, mount_table };
+        storm.iteration(0, &progress).unwrap();
+        let measured = storm.iteration(0, &progress).unwrap();
+        storm.judged(measured)
+    }
+
+    #[test]
+    fn a_storm_whose_oracles_hold_has_a_number() {
+        let sample = sample_of(&Idle { odd: None }, &|| Ok(Vec::new()));
+        assert!(sample.elapsed_ns.is_some());
+        assert_eq!((sample.oracle.checks["even"], sample.oracle.checks["mount_table"]), (40, 2));
+    }
+
+    #[test]
+    fn a_failed_oracle_withholds_the_number() {
+        let sample = sample_of(&Idle { odd: Some(7) }, &|| Ok(Vec::new()));
+        assert_eq!(sample.elapsed_ns, None);
+        // The warm-up's counts as well.
+        assert_eq!(sample.oracle.failures, ["7 is odd", "7 is odd"]);
+    }
+
+    #[test]
+    fn a_mount_left_behind_withholds_the_number() {
+        let tables = Cell::new(0);
+        let growing = || {
+            tables.set(tables.get() + 1);
+            let line = |id| format!("{id} 1 0:2 / /tmp/{id} rw - tmpfs storm rw\n");
+            mount_tree::parse(&(0..tables.get()).map(line).collect::<String>())
+        };
+        let sample = sample_of(&Idle { odd: None }, &growing);
+        assert_eq!(sample.elapsed_ns, None);
+        assert_eq!(sample.oracle.failures[0], "after the storm the tmpfs mount 1 at /tmp/1 is left behind");
+    }
+
+    #[test]
+    fn a_heart_beats_only_while_calls_are_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let events = Events::to_file(&path).unwrap();
+        let progress = Progress { events: &events, done: 1, total: 9 };
+        let beats = [Beat::default(), Beat::default()];
+        let mut heart = Heartbeat { beats: &beats, progress: &progress, last: 0 };
+        let lines = || std::fs::read_to_string(&path).unwrap().lines().count();
+        heart.tick();
+        assert_eq!(lines(), 0);
+        CallLog::new(&beats[1]).time(CallKind::Umount, || Ok::<_, ()>(())).unwrap();
+        heart.tick();
+        heart.tick();
+        assert_eq!(lines(), 1);
+    }
+
+    #[test]
+    fn a_storm_is_described_by_all_that_tells_it_from_others() {
+        assert_eq!(described(&point()), "detach on tmpfs, shared parent, 3 threads, 20 containers, 2 layers");
+    }
 }

@@ -232,8 +232,21 @@ impl UserNsChild {
     /// # Errors
     /// The kernel's errno.
     pub fn spawn() -> io::Result<UserNsChild> {
+        UserNsChild::clone_with(0)
+    }
+
+    /// As [`UserNsChild::spawn`], but the child gets no copies of our descriptors: it shares the table they are in (CLONE_FILES), and
+    /// so holds nothing that we have closed.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn spawn_without_copies() -> io::Result<UserNsChild> {
+        UserNsChild::clone_with(libc::CLONE_FILES)
+    }
+
+    fn clone_with(more_flags: libc::c_int) -> io::Result<UserNsChild> {
         let mut pidfd: libc::c_int = -1;
-        let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD | libc::SIGCHLD | more_flags;
         // SAFETY: a fork without a new stack; the child calls only the async-signal-safe prctl, pause and _exit, so no lock that
         // another thread held at the fork is ever taken. `pidfd` is written before the call returns in the parent.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, std::ptr::from_mut(&mut pidfd), 0, 0) };

@@ -1,139 +1,98 @@
-//! What a storm happens on: image layers as containerd's overlayfs snapshotter lays them out, with known owner and content.
+//! The layers of an image: files with known owners and content, made from the seed.
 
+use crate::layout::Layout;
+use crate::user_ns::IDS_PER_CONTAINER;
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::chown;
+use std::path::Path;
 
-/// Container ids map to host ids from here on, a range of [`ID_COUNT`] per container, as `/etc/subuid` does it.
-pub const FIRST_HOST_ID: u32 = 100_000;
+/// The user database that containerd's inspection pass reads.
+pub const PASSWD: &str = "etc/passwd";
+/// The group database that it reads too.
+pub const GROUP: &str = "etc/group";
 
-/// Ids of one container's range.
-pub const ID_COUNT: u32 = 65_536;
-
-/// Ranges that are handed out in turn: the last one ends below 2^31.
-const RANGES: u32 = 1000;
-
-/// The files of a storm, below one mount.
-#[derive(Clone, Debug)]
-pub struct Layout {
-    /// The mount that everything below happens under.
-    pub base: PathBuf,
-    /// Number of image layers.
-    pub layers: u32,
-    /// Goes into the content of each file, so that no run finds the files of another.
-    pub seed: u64,
-}
-
-/// A file that must be visible through an overlay, and what must be in it.
+/// One file of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expected {
-    /// Path below the root of the overlay.
+pub struct LayerFile {
+    /// The layer it lies in, from 0 at the bottom.
+    pub layer: u32,
+    /// Path in the layer.
     pub path: String,
-    /// Whole content.
+    /// All its bytes.
     pub content: String,
+    /// Owner on disk.
+    pub uid: u32,
+    /// Group on disk.
+    pub gid: u32,
 }
 
-impl Layout {
-    /// Writes the layers. All files belong to id 0 on disk.
-    ///
-    /// # Errors
-    /// No space, or no such mount.
-    pub fn prepare(base: &Path, layers: u32, seed: u64) -> Result<Layout> {
-        let layout = Layout { base: base.to_owned(), layers, seed };
-        for dir in ["snapshots", "tmp", "rootfs"] {
-            fs::create_dir_all(base.join(dir))
-                .with_context(|| format!("cannot make {dir} below {}", base.display()))?;
-        }
-        (0..layers).try_for_each(|layer| layout.write_layer(layer))?;
-        Ok(layout)
+/// The files of an image. Each layer has a file of its own, `f<layer>`, and its version of `shared`; the bottom one has the user
+/// databases. Owners are spread over all ids that a container's map covers.
+pub fn layer_files(seed: u64, layers: u32) -> Vec<LayerFile> {
+    let mut random = SplitMix64(seed);
+    let mut files = vec![
+        owned_by_root(PASSWD, "root:x:0:0:root:/root:/bin/sh\nstorm:x:1000:1000::/:/bin/sh\n"),
+        owned_by_root(GROUP, "root:x:0:\nstorm:x:1000:\n"),
+    ];
+    for layer in 0..layers {
+        files.push(random_file(&mut random, layer, format!("f{layer}")));
+        files.push(random_file(&mut random, layer, "shared".into()));
     }
-
-    fn write_layer(&self, layer: u32) -> Result<()> {
-        let fs_dir = self.layer_dir(layer);
-        fs::create_dir_all(fs_dir.join("etc"))?;
-        fs::write(fs_dir.join(format!("layer-{layer}")), self.content(&format!("layer-{layer}"), layer))?;
-        // Each layer has its own version of these; the first lowerdir is the uppermost and must win.
-        for name in ["etc/passwd", "etc/group", "overridden"] {
-            fs::write(fs_dir.join(name), self.content(name, layer))?;
-        }
-        Ok(())
-    }
-
-    fn content(&self, name: &str, layer: u32) -> String {
-        format!("root:x:0:0:{name} of layer {layer}, seed {}:/root:/bin/sh\n", self.seed)
-    }
-
-    /// The folder that holds all layers and upper folders: profile `common` idmaps it once.
-    pub fn snapshots(&self) -> PathBuf {
-        self.base.join("snapshots")
-    }
-
-    /// Where layer `layer` lies.
-    pub fn layer_dir(&self, layer: u32) -> PathBuf {
-        self.base.join(format!("snapshots/{layer}/fs"))
-    }
-
-    /// Everything that an overlay of all layers must show.
-    pub fn expected(&self) -> Vec<Expected> {
-        let of_layers = (0..self.layers).map(|layer| (format!("layer-{layer}"), layer));
-        let of_uppermost = ["etc/passwd", "etc/group", "overridden"].map(|name| (name.to_owned(), 0));
-        of_layers
-            .chain(of_uppermost)
-            .map(|(path, layer)| Expected { content: self.content(&path, layer), path })
-            .collect()
-    }
+    files
 }
 
-/// One container: its number, its folders, its ids.
-#[derive(Clone, Debug)]
-pub struct Container {
-    /// Number within the storm.
-    pub number: u32,
-    /// Snapshot folder; `fs` below it is the upperdir, `work` the workdir.
-    pub snapshot: PathBuf,
-    /// Where the root file system is mounted.
-    pub rootfs: PathBuf,
-    /// Host id of the container's root.
-    pub host_id: u32,
+/// What an overlay of all layers must show: of each path the topmost layer's file.
+pub fn merged_view(files: &[LayerFile]) -> Vec<LayerFile> {
+    let mut topmost: BTreeMap<&str, &LayerFile> = BTreeMap::new();
+    for file in files {
+        let shown = topmost.entry(&file.path).or_insert(file);
+        if file.layer > shown.layer {
+            *shown = file;
+        }
+    }
+    topmost.into_values().cloned().collect()
 }
 
-impl Container {
-    /// Makes the container's folders, which a snapshotter would have made before the storm.
-    ///
-    /// # Errors
-    /// No space.
-    pub fn prepare(layout: &Layout, number: u32) -> Result<Container> {
-        let container = Container {
-            number,
-            snapshot: layout.snapshots().join(format!("active-{number}")),
-            rootfs: layout.base.join(format!("rootfs/{number}")),
-            host_id: FIRST_HOST_ID + (number % RANGES) * ID_COUNT,
-        };
-        for dir in [container.upper(), container.work(), container.rootfs.clone()] {
-            fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        }
-        Ok(container)
+/// Writes the files into their layers.
+///
+/// # Errors
+/// A full file system, or one that takes no owners.
+pub fn write_layers(layout: &Layout, files: &[LayerFile]) -> Result<()> {
+    for file in files {
+        let path = layout.layer(file.layer).join(&file.path);
+        write_file(&path, file).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    Ok(())
+}
 
-    /// upperdir.
-    pub fn upper(&self) -> PathBuf {
-        self.snapshot.join("fs")
-    }
+fn write_file(path: &Path, file: &LayerFile) -> Result<()> {
+    fs::create_dir_all(path.parent().context("a file lies in a folder")?)?;
+    fs::write(path, &file.content)?;
+    Ok(chown(path, Some(file.uid), Some(file.gid))?)
+}
 
-    /// workdir.
-    pub fn work(&self) -> PathBuf {
-        self.snapshot.join("work")
-    }
+fn owned_by_root(path: &str, content: &str) -> LayerFile {
+    LayerFile { layer: 0, path: path.into(), content: content.into(), uid: 0, gid: 0 }
+}
 
-    /// Removes the container's folders.
-    ///
-    /// # Errors
-    /// Something is still mounted there.
-    pub fn remove(&self) -> Result<()> {
-        for dir in [&self.snapshot, &self.rootfs] {
-            fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-        }
-        Ok(())
+fn random_file(random: &mut SplitMix64, layer: u32, path: String) -> LayerFile {
+    let mut id = || (random.next() % u64::from(IDS_PER_CONTAINER)) as u32;
+    let (uid, gid) = (id(), id());
+    let content = format!("{path} of layer {layer}: {:016x}\n", random.next());
+    LayerFile { layer, path, content, uid, gid }
+}
+
+/// Steele, Lea and Flood's generator (OOPSLA 2014): one line of state, and the same files from the same seed for ever.
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 }
 
@@ -142,27 +101,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_hold_what_is_expected_and_the_first_wins() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::prepare(dir.path(), 3, 7).unwrap();
-        for layer in 0..3 {
-            assert!(layout.layer_dir(layer).join(format!("layer-{layer}")).exists());
-        }
-        let expected = layout.expected();
-        assert_eq!(expected.len(), 6);
-        let overridden = expected.iter().find(|file| file.path == "overridden").unwrap();
-        assert_eq!(overridden.content, fs::read_to_string(layout.layer_dir(0).join("overridden")).unwrap());
-        assert_ne!(overridden.content, fs::read_to_string(layout.layer_dir(1).join("overridden")).unwrap());
+    fn the_generator_is_the_published_one() {
+        // First outputs for the seed 1234567, as given with the reference implementation (prng.di.unimi.it).
+        let mut random = SplitMix64(1_234_567);
+        assert_eq!([random.next(), random.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
     }
 
     #[test]
-    fn containers_have_their_own_folders_and_ids() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::prepare(dir.path(), 1, 7).unwrap();
-        let (one, two) = (Container::prepare(&layout, 0).unwrap(), Container::prepare(&layout, 1).unwrap());
-        assert_eq!((one.host_id, two.host_id), (100_000, 165_536));
-        assert_ne!(one.rootfs, two.rootfs);
-        one.remove().unwrap();
-        assert!(!one.rootfs.exists() && two.rootfs.exists());
+    fn the_seed_decides_content_and_owners() {
+        assert_eq!(layer_files(1, 3), layer_files(1, 3));
+        assert_ne!(layer_files(1, 3), layer_files(2, 3));
+        assert!(layer_files(1, 50).iter().all(|file| file.uid < IDS_PER_CONTAINER && file.gid < IDS_PER_CONTAINER));
+    }
+
+    #[test]
+    fn the_topmost_version_of_a_file_is_shown() {
+        let files = layer_files(1, 3);
+        let view = merged_view(&files);
+        let paths: Vec<&str> = view.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(paths, ["etc/group", "etc/passwd", "f0", "f1", "f2", "shared"]);
+        assert_eq!(view[5].layer, 2);
+        let reversed: Vec<_> = files.into_iter().rev().collect();
+        assert_eq!(merged_view(&reversed), view);
     }
 }

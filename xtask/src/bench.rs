@@ -2,16 +2,18 @@
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
-use crate::failure::{Exit, Failure};
-use crate::flags::BenchFlags;
-use crate::kernel::{self, Kernel};
-use crate::machine::{Boot, BootLog, End, Limits, Machine, MachineInfo, MachineKind, Setting, Topology};
+use crate::failure::{Exit, Failure, exit_code};
+use crate::flags::{BenchFlags, MachineFlags};
+use crate::kernel::{self, Kernel, Workshop};
+use crate::machine::{Boot, BootLog, Limits, Machine, MachineInfo, MachineKind, Setting, Topology};
+use crate::process::{Task, check_interrupt};
 use crate::results::{Arm, Manifest, PlannedBoot, RESULTS_VERSION, Run, StoredSample};
-use crate::{compare, guest, machine, plan, process, report, results, setup, warning};
+use crate::{compare, guest, machine, plan, report, results, setup, warning};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, StormJob, StormPoint, Work};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use xshell::{Shell, cmd};
 
 /// The kconfig fragments of timed kernels.
 const KCONFIG: [&str; 2] = ["base", "bench"];
@@ -25,70 +27,141 @@ const LIMITS: Limits =
 /// # Errors
 /// Anything on the way to a measurement; what was measured until then stays in the run's folder for `--resume`.
 pub fn bench(flags: &BenchFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
-    setup::ensure(&flags.setup, events)?;
+    let kind = MachineKind::parse(&flags.machine.machine)?;
+    if !matches!(kind, MachineKind::Mock(_)) {
+        setup::ensure(&flags.setup, events)?;
+    }
+    machine::check(&kind)?;
     let cache = Cache::lock()?;
-    let guest = guest::build(root, events)?;
-    let (mut run, machine) = match &flags.resume {
-        Some(which) => resume(which, flags, &guest, &cache, events)?,
-        None => start(flags, root, &guest, &cache, events)?,
+    let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
+    let lab = Lab { flags, workshop };
+    let (mut run, machine, guest) = match &flags.resume {
+        Some(which) => lab.resume(which, events)?,
+        None => lab.start(&kind, events)?,
     };
     measure(&mut run, machine.as_ref(), &guest, events)?;
     let comparison = compare::of_run(&run)?;
     report::write(&run, &comparison)?;
-    results::write_index(&flags.results)?;
-    print!("{}", report::terminal(&run, &comparison));
+    write_index(&flags.results)?;
+    print!("{}", report::table(&run, &comparison));
     Ok(comparison.exit())
 }
 
-type Ready = (Run, Box<dyn Machine>);
+/// A run with boots to make, the machine to make them on, and the guest.
+type Ready = (Run, Box<dyn Machine>, PathBuf);
 
-/// Builds the kernels, opens the machine, plans the boots and writes the manifest.
-fn start(flags: &BenchFlags, root: &Path, guest: &Path, cache: &Cache, events: Events<'_>) -> Result<Ready> {
-    let kind = MachineKind::parse(&flags.machine.machine)?;
-    let topology = topology(&flags.machine)?;
-    let kernels = kernels(flags, &kind, cache, events)?;
-    let setting = Setting { cache: cache.dir(), kernel: Some(&kernels.0), guest };
-    let opened = machine::open(&kind, &topology, &setting)?;
-    events.hear(&Event::Note(opened.why));
-    let manifest = manifest(flags, root, opened.machine.info(), kernels);
-    manifest.warnings.iter().for_each(|warning| events.hear(&Event::Warning(warning.clone())));
-    Ok((Run::create(&flags.results, manifest)?, opened.machine))
+/// What a bench begins with.
+struct Lab<'a> {
+    flags: &'a BenchFlags,
+    workshop: Workshop<'a>,
 }
 
-/// The shape asked for: a topology, with another number of CPUs if told so.
-pub fn topology(flags: &crate::flags::MachineFlags) -> Result<Topology> {
-    let topology = Topology::load(&flags.topology)?;
-    Ok(match flags.cpus {
-        Some(cpus) => topology.with_cpus(cpus)?,
-        None => topology,
-    })
-}
+impl Lab<'_> {
+    /// Builds the kernels, opens the machine, plans the boots and writes the manifest.
+    fn start(&self, kind: &MachineKind, events: Events<'_>) -> Result<Ready> {
+        let flags = self.flags;
+        let topology = topology(&flags.machine)?;
+        let baseline = self.kernel(&flags.baseline, kind, events)?;
+        let candidate = match kind {
+            // The host machine has one kernel, the running one: two such runs are compared with `compare RUN RUN`.
+            MachineKind::Host => None,
+            _ => Some(self.kernel(&flags.kernel, kind, events)?),
+        };
+        let guest = self.guest(kind, events)?;
+        let setting = Setting { cache: self.workshop.cache.dir(), kernel: Some(&baseline), guest: &guest };
+        let opened = machine::open(kind, &topology, &setting)?;
+        events.hear(&Event::Note(opened.why));
+        let manifest = manifest(flags, self.workshop.root, opened.machine.info(), baseline, candidate);
+        manifest.warnings.iter().for_each(|warning| events.hear(&Event::Warning(warning.clone())));
+        Ok((Run::create(&flags.results, manifest)?, opened.machine, guest))
+    }
 
-/// Baseline and candidate; the `host` machine has one kernel alone, the running one.
-fn kernels(flags: &BenchFlags, kind: &MachineKind, cache: &Cache, events: Events<'_>) -> Result<(Kernel, Option<Kernel>)> {
-    let baseline = kernel_named(&flags.baseline, kind, flags, cache, events)?;
-    let candidate = match kind {
-        MachineKind::Host => None,
-        _ => Some(kernel_named(&flags.kernel, kind, flags, cache, events)?),
-    };
-    Ok((baseline, candidate))
-}
+    /// Opens an unfinished run, finds its kernels again, and opens the machine it was made on.
+    fn resume(&self, which: &str, events: Events<'_>) -> Result<Ready> {
+        let dir = if which == "newest" { results::find_resumable(&self.flags.results)? } else { PathBuf::from(which) };
+        let mut run = Run::open(&dir)?;
+        let info = run.manifest.machine.clone();
+        let kind = MachineKind::parse(&info.kind)?;
+        for kernel in std::iter::once(&mut run.manifest.baseline).chain(run.manifest.candidate.as_mut()) {
+            *kernel = same_kernel(kernel, self.kernel(&kernel.name, &kind, events)?)?;
+        }
+        let guest = self.guest(&kind, events)?;
+        let topology = Topology::load(&info.topology)?.with_cpus(info.cpus)?;
+        let setting = Setting { cache: self.workshop.cache.dir(), kernel: Some(&run.manifest.baseline), guest: &guest };
+        let opened = machine::open(&kind, &topology, &setting)?;
+        let left = run.remaining().len();
+        events.hear(&Event::Note(format!("resuming {}: {left} boots to go", dir.display())));
+        Ok((run, opened.machine, guest))
+    }
 
-fn kernel_named(name: &str, kind: &MachineKind, flags: &BenchFlags, cache: &Cache, events: Events<'_>) -> Result<Kernel> {
-    match kind {
-        MachineKind::Host => kernel::running(),
-        MachineKind::Mock(_) => Ok(kernel::unbuilt(name)),
-        _ => kernel::prepare(name, &KCONFIG, cache, flags.source.source.as_deref(), events),
+    fn kernel(&self, name: &str, kind: &MachineKind, events: Events<'_>) -> Result<Kernel> {
+        match kind {
+            MachineKind::Host => Ok(kernel::running()),
+            MachineKind::Mock(_) => self.workshop.check_names(&[name], &KCONFIG).map(|()| kernel::unbuilt(name)),
+            _ => self.workshop.prepare(name, &KCONFIG, events),
+        }
+    }
+
+    /// The guest's binary; a mock plays it without one.
+    fn guest(&self, kind: &MachineKind, events: Events<'_>) -> Result<PathBuf> {
+        match kind {
+            MachineKind::Mock(_) => Ok(PathBuf::new()),
+            _ => guest::build(self.workshop.root, events),
+        }
     }
 }
 
-fn manifest(flags: &BenchFlags, root: &Path, info: &MachineInfo, kernels: (Kernel, Option<Kernel>)) -> Manifest {
-    let (baseline, candidate) = kernels;
+/// Refuses to go on with another kernel than the run began with.
+fn same_kernel(before: &Kernel, found: Kernel) -> Result<Kernel> {
+    if found.key == before.key {
+        return Ok(found);
+    }
+    let Kernel { name, key, .. } = before;
+    let message =
+        format!("{name} is another kernel now (key {}, the run began with {key})\nnext: start a new bench", found.key);
+    Err(Failure::error(Exit::Usage, message))
+}
+
+/// The shape asked for: a topology, with another number of CPUs if told so.
+///
+/// # Errors
+/// Usage: no such topology, or too many CPUs.
+pub fn topology(flags: &MachineFlags) -> Result<Topology> {
+    let topology = Topology::load(&flags.topology)?;
+    flags.cpus.map_or(Ok(topology.clone()), |cpus| topology.with_cpus(cpus))
+}
+
+/// Commit of the checkout, with "-dirty" when it has changes.
+fn commit_of(root: &Path) -> String {
+    let describe = || -> Result<String> {
+        let shell = Shell::new()?;
+        let git = cmd!(shell, "git -C {root} describe --always --dirty --abbrev=12 --exclude=*");
+        Task::new(git).limit(Duration::from_secs(20)).run()
+    };
+    describe().map_or("unknown".into(), |commit| commit.trim().to_owned())
+}
+
+/// Writes the generated index of all runs.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn write_index(results: &Path) -> Result<()> {
+    let runs: Vec<Run> = results::all(results).iter().filter_map(|dir| Run::open(dir).ok()).collect();
+    results::write_atomically(&results.join("README.md"), &report::index(&runs, results))
+}
+
+fn manifest(
+    flags: &BenchFlags,
+    root: &Path,
+    info: &MachineInfo,
+    baseline: Kernel,
+    candidate: Option<Kernel>,
+) -> Manifest {
     Manifest {
         version: RESULTS_VERSION,
         command: std::env::args().skip(1).collect(),
-        mountlab_commit: results::commit_of(root),
-        started: jiff::Timestamp::now().to_string(),
+        mountlab_commit: commit_of(root),
+        started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         host: warning::host_in_words(),
         machine: info.clone(),
         seed: flags.seed,
@@ -96,6 +169,7 @@ fn manifest(flags: &BenchFlags, root: &Path, info: &MachineInfo, kernels: (Kerne
         points: points(flags, info.cpus),
         iterations: flags.iterations,
         warmup_iterations: flags.warmup_iterations,
+        descriptors_inherited: !flags.no_descriptor_race,
         boots: plan::plan(flags.boots, candidate.is_some(), flags.seed),
         warnings: warning::collect(info),
         baseline,
@@ -124,35 +198,6 @@ fn points(flags: &BenchFlags, cpus: u32) -> Vec<StormPoint> {
     points
 }
 
-/// Opens an unfinished run, its kernels and the machine it was made on.
-fn resume(which: &str, flags: &BenchFlags, guest: &Path, cache: &Cache, events: Events<'_>) -> Result<Ready> {
-    let dir = if which == "newest" { results::find_resumable(&flags.results)? } else { PathBuf::from(which) };
-    let mut run = Run::open(&dir)?;
-    let kind = MachineKind::parse(&run.manifest.machine.kind)?;
-    rebuild(&mut run, &kind, flags, cache, events)?;
-    let info = &run.manifest.machine;
-    let topology = Topology::load(&info.topology)?.with_cpus(info.cpus)?;
-    let setting = Setting { cache: cache.dir(), kernel: Some(&run.manifest.baseline), guest };
-    let opened = machine::open(&kind, &topology, &setting)?;
-    events.hear(&Event::Note(format!("resuming {}: {} boots to go", dir.display(), run.remaining().len())));
-    Ok((run, opened.machine))
-}
-
-/// Finds the images of a run's kernels again (or builds them), and refuses others than the run began with.
-fn rebuild(run: &mut Run, kind: &MachineKind, flags: &BenchFlags, cache: &Cache, events: Events<'_>) -> Result<()> {
-    let manifest = &mut run.manifest;
-    for kernel in std::iter::once(&mut manifest.baseline).chain(manifest.candidate.as_mut()) {
-        let found = kernel_named(&kernel.name, kind, flags, cache, events)?;
-        if found.key != kernel.key {
-            let (name, was, is) = (&kernel.name, &kernel.key, &found.key);
-            let message = format!("{name} is another kernel now (key {is}, the run began with {was})\nnext: start a new bench");
-            return Err(Failure::new(Exit::Usage, message));
-        }
-        *kernel = found;
-    }
-    Ok(())
-}
-
 /// Makes the boots that are not made yet.
 fn measure(run: &mut Run, machine: &dyn Machine, guest: &Path, events: Events<'_>) -> Result<()> {
     let stage = "storms".to_owned();
@@ -162,8 +207,7 @@ fn measure(run: &mut Run, machine: &dyn Machine, guest: &Path, events: Events<'_
     for planned in run.remaining() {
         let done = u64::from(planned.position);
         events.hear(&Event::StageProgress { stage: stage.clone(), done, total: Some(total), unit: "boots" });
-        measure_boot(run, machine, guest, &planned, events)
-            .with_context(|| unfinished(run, &planned))?;
+        measure_boot(run, machine, guest, &planned, events).map_err(|error| unfinished(run, &planned, &error))?;
     }
     let result = format!("{total} boots in {}", run.dir.display());
     events.hear(&Event::StageFinished { stage, result, elapsed: started.elapsed() });
@@ -177,7 +221,7 @@ fn measure_boot(
     planned: &PlannedBoot,
     events: Events<'_>,
 ) -> Result<()> {
-    process::check_interrupt("the bench")?;
+    check_interrupt("the bench")?;
     let dir = run.boot_dir(planned)?;
     let job = Job { protocol: PROTOCOL, seed: planned.seed, work: Work::Storm(storm_job(&run.manifest)) };
     let kernel = kernel_of(&run.manifest, planned.arm)?;
@@ -196,7 +240,7 @@ fn boot_once(machine: &dyn Machine, boot: &Boot<'_>, name: &str, events: Events<
 pub fn boot_any(machine: &dyn Machine, boot: &Boot<'_>, name: &str, events: Events<'_>) -> Result<BootLog> {
     let name = name.to_owned();
     events.hear(&Event::BootStarted { boot: name.clone() });
-    let mut tell = |event: &GuestEvent| events.hear(&Event::BootEvent { boot: name.clone(), event: event.clone() });
+    let mut tell = |event: &GuestEvent| events.hear(&Event::GuestSpoke { boot: name.clone(), event: event.clone() });
     let log = machine.boot(boot, &mut tell)?;
     events.hear(&Event::BootEnded { boot: name, end: log.end.clone(), wall_s: log.wall_s });
     Ok(log)
@@ -207,6 +251,7 @@ fn storm_job(manifest: &Manifest) -> StormJob {
         points: manifest.points.clone(),
         iterations: manifest.iterations,
         warmup_iterations: manifest.warmup_iterations,
+        descriptors_inherited: manifest.descriptors_inherited,
     }
 }
 
@@ -228,15 +273,19 @@ fn boot_name(manifest: &Manifest, planned: &PlannedBoot) -> String {
 
 fn samples(log: &BootLog, planned: &PlannedBoot) -> Vec<StoredSample> {
     let stored = |event: &GuestEvent| match event {
-        GuestEvent::Sample(sample) => Some(StoredSample { arm: planned.arm, boot: planned.boot, sample: sample.clone() }),
+        GuestEvent::Sample(sample) => {
+            Some(StoredSample { arm: planned.arm, boot: planned.boot, sample: sample.clone() })
+        }
         _ => None,
     };
     log.events.iter().filter_map(stored).collect()
 }
 
-/// What a user should know when a boot went wrong.
-fn unfinished(run: &Run, planned: &PlannedBoot) -> String {
+/// What a user should know when a boot went wrong; the exit code stays that of the cause.
+fn unfinished(run: &Run, planned: &PlannedBoot, error: &anyhow::Error) -> anyhow::Error {
     let boot = boot_name(&run.manifest, planned);
     let dir = run.dir.display();
-    format!("boot {boot} came to nothing; the boots before it are kept\nnext: cargo xtask bench --resume {dir}")
+    let message =
+        format!("boot {boot}: {error:#}\nthe boots before it are kept\nnext: cargo xtask bench --resume {dir}");
+    Failure::error(exit_code(error), message)
 }

@@ -60,7 +60,7 @@ impl Cache {
 /// `error` as "no disk space" if that is what its command's log says: make and tar exit with their own codes.
 pub fn or_no_space(error: anyhow::Error) -> anyhow::Error {
     let message = format!("{error:#}");
-    if message.contains("No space left on device") { Failure::new(Exit::NoSpace, message) } else { error }
+    if message.contains("No space left on device") { Failure::error(Exit::NoSpace, message) } else { error }
 }
 
 fn folder(xdg: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf> {
@@ -76,7 +76,7 @@ fn busy(dir: &Path, lock: &mut File) -> anyhow::Error {
         "another mountlab (process {holder}) works in {dir}\n\
          next: wait for it, or give this one a cache of its own with XDG_CACHE_HOME=DIR"
     );
-    Failure::new(Exit::CacheBusy, message)
+    Failure::error(Exit::CacheBusy, message)
 }
 
 fn enough(dir: &Path, needed_mib: u64, free_mib: u64, what: &str) -> Result<()> {
@@ -88,7 +88,7 @@ fn enough(dir: &Path, needed_mib: u64, free_mib: u64, what: &str) -> Result<()> 
         "{what} needs {needed_mib} MiB in {dir}, and {free_mib} MiB are free\n\
          next: free some space, or put the cache elsewhere with XDG_CACHE_HOME=DIR"
     );
-    Err(Failure::new(Exit::NoSpace, message))
+    Err(Failure::error(Exit::NoSpace, message))
 }
 
 #[cfg(test)]

@@ -1,6 +1,16 @@
 //! Judging: from the samples of a run to ratios with intervals and verdicts. Reads values, boots nothing.
 
+use crate::failure::{Exit, Failure};
+use crate::results::{Arm, Run, StoredSample};
+use crate::stats::{mean, ratio_ci95};
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
+use mount_storms::protocol::{Latency, Sample, StormPoint};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Version of `comparison.json`.
 pub const COMPARISON_VERSION: u32 = 1;
@@ -75,4 +85,272 @@ pub enum Verdict {
     Equivalent,
     /// The samples do not decide.
     Inconclusive,
+}
+
+/// The metric that decides: what a user feels.
+pub const MAIN_METRIC: &str = "containers_per_s";
+
+/// What stands in the candidate's place on a machine with one kernel: the baseline, measured a second time.
+const NO_CANDIDATE: &str = "A/A control";
+
+/// Values of one metric by arm: one number per boot.
+type ByArm = BTreeMap<Arm, Vec<f64>>;
+
+/// Compares the arms of a finished run.
+///
+/// # Errors
+/// The run is not finished, or its files are malformed.
+pub fn of_run(run: &Run) -> Result<Comparison> {
+    let remaining = run.remaining().len();
+    if remaining > 0 {
+        let dir = run.dir.display();
+        let message =
+            format!("{dir} is not finished: {remaining} boots are missing\nnext: cargo xtask bench --resume {dir}");
+        return Err(Failure::error(Exit::Unavailable, message));
+    }
+    let candidate = run.manifest.candidate.as_ref().map_or(NO_CANDIDATE, |kernel| &kernel.name);
+    judged(run, &run.samples, candidate)
+}
+
+/// Compares the baselines of two runs, the second as the candidate; the A/A control is the first run's.
+///
+/// # Errors
+/// The runs were made on different machines or of different storms.
+pub fn of_two_runs(first: &Run, second: &Run) -> Result<Comparison> {
+    let (a, b) = (&first.manifest, &second.manifest);
+    let differs = [
+        ("machine", a.machine.kind != b.machine.kind),
+        ("number of CPUs", a.machine.cpus != b.machine.cpus),
+        ("topology", a.machine.topology != b.machine.topology),
+        ("storms", a.points != b.points),
+    ];
+    if let Some((what, _)) = differs.iter().find(|(_, differs)| *differs) {
+        let message = format!("the two runs differ in {what}: a ratio between them would not be the kernels'");
+        return Err(Failure::error(Exit::Usage, message));
+    }
+    let of_first = first.samples.iter().filter(|sample| sample.arm != Arm::Candidate).cloned();
+    let of_second = second.samples.iter().filter(|sample| sample.arm == Arm::Baseline);
+    let renamed = of_second.map(|sample| StoredSample { arm: Arm::Candidate, ..sample.clone() });
+    let samples: Vec<StoredSample> = of_first.chain(renamed).collect();
+    judged(first, &samples, &second.manifest.baseline.name)
+}
+
+fn judged(run: &Run, samples: &[StoredSample], candidate: &str) -> Result<Comparison> {
+    let manifest = &run.manifest;
+    let mut comparison = Comparison {
+        version: COMPARISON_VERSION,
+        machine: manifest.machine.kind.clone(),
+        simulated: manifest.machine.simulated,
+        baseline: manifest.baseline.name.clone(),
+        candidate: candidate.to_owned(),
+        margin: manifest.margin,
+        withheld: Vec::new(),
+        rows: Vec::new(),
+    };
+    for point in &manifest.points {
+        let of_point: Vec<&StoredSample> = samples.iter().filter(|stored| &stored.sample.point == point).collect();
+        match failed_oracle(&of_point, manifest, candidate) {
+            Some(why) => comparison.withheld.push(format!("{}: {why}", name(point))),
+            None => comparison.rows.extend(rows(point, &of_point, run)?),
+        }
+    }
+    Ok(comparison)
+}
+
+/// A storm in words.
+pub fn name(point: &StormPoint) -> String {
+    let StormPoint { profile, storage, propagation, threads, containers, layers, .. } = point;
+    format!("{profile:?} on {storage:?}, {propagation:?} parent, {layers} layers, {containers} containers, {threads} threads")
+        .to_lowercase()
+}
+
+/// One failed check anywhere withholds the storm's number: for either kernel, because a ratio needs both.
+fn failed_oracle(samples: &[&StoredSample], manifest: &crate::results::Manifest, candidate: &str) -> Option<String> {
+    let failed =
+        |stored: &&&StoredSample| !stored.sample.oracle.failures.is_empty() || stored.sample.elapsed_ns.is_none();
+    let failing: Vec<_> = samples.iter().filter(failed).collect();
+    let first = failing.first()?;
+    let kernel = if first.arm == Arm::Candidate { candidate } else { &manifest.baseline.name };
+    let what = first.sample.oracle.failures.first().map_or("no reason given", String::as_str);
+    let (count, total) = (failing.len(), samples.len());
+    Some(format!("{count} of {total} iterations failed their oracles, the first on {kernel}: {what}"))
+}
+
+fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (metric, values) in metrics(samples)? {
+        // The host machine has no candidate: there the control alone is shown against the baseline.
+        let candidate = values.get(&Arm::Candidate).or(values.get(&Arm::Control));
+        let (Some(baseline), Some(control), Some(candidate)) =
+            (values.get(&Arm::Baseline), values.get(&Arm::Control), candidate)
+        else {
+            continue;
+        };
+        let seed = run.manifest.seed;
+        let (ratio_ci95, aa_ratio_ci95) = (ratio_ci95(candidate, baseline, seed), ratio_ci95(control, baseline, seed));
+        let ratio = mean(candidate) / mean(baseline);
+        let higher_is_better = metric == MAIN_METRIC;
+        rows.push(Row {
+            profile: format!("{:?}", point.profile).to_lowercase(),
+            storage: format!("{:?}", point.storage).to_lowercase(),
+            propagation: format!("{:?}", point.propagation).to_lowercase(),
+            layers: point.layers,
+            containers: point.containers,
+            threads: point.threads,
+            cpus: run.manifest.machine.cpus,
+            unit: if higher_is_better { "1/s" } else { "ns" }.to_owned(),
+            metric,
+            boots: baseline.len().min(candidate.len()) as u32,
+            baseline: mean(baseline),
+            candidate: mean(candidate),
+            ratio,
+            ratio_ci95,
+            aa_ratio_ci95,
+            verdict: verdict(ratio, ratio_ci95, aa_ratio_ci95, run.manifest.margin, higher_is_better),
+        });
+    }
+    Ok(rows)
+}
+
+/// What the intervals say. An effect that the A/A control shows as well is none.
+pub fn verdict(ratio: f64, ci: [f64; 2], aa: [f64; 2], margin: f64, higher_is_better: bool) -> Verdict {
+    let (low, high) = (1.0 / (1.0 + margin), 1.0 + margin);
+    if low <= ci[0] && ci[1] <= high {
+        return Verdict::Equivalent;
+    }
+    let excludes_one = ci[0] > 1.0 || ci[1] < 1.0;
+    let beyond_control = ratio < aa[0] || ratio > aa[1];
+    if !excludes_one || !beyond_control {
+        return Verdict::Inconclusive;
+    }
+    if (ratio > 1.0) == higher_is_better { Verdict::Faster } else { Verdict::Slower }
+}
+
+/// Every metric of one storm, the main one first: one value per boot, whatever the number of iterations.
+fn metrics(samples: &[&StoredSample]) -> Result<Vec<(String, ByArm)>> {
+    let mut boots: BTreeMap<(Arm, u32), Vec<&Sample>> = BTreeMap::new();
+    samples.iter().for_each(|stored| boots.entry((stored.arm, stored.boot)).or_default().push(&stored.sample));
+    let mut throughput = ByArm::new();
+    let mut latencies: BTreeMap<String, ByArm> = BTreeMap::new();
+    for ((arm, _), samples) in boots {
+        let rates: Vec<f64> = samples.iter().filter_map(|sample| containers_per_s(sample)).collect();
+        throughput.entry(arm).or_default().push(mean(&rates));
+        for (call, histogram) in merged_calls(&samples)? {
+            for (suffix, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+                let values = latencies.entry(format!("{call}_latency_ns_{suffix}")).or_default();
+                values.entry(arm).or_default().push(histogram.value_at_quantile(quantile) as f64);
+            }
+        }
+    }
+    Ok(std::iter::once((MAIN_METRIC.to_owned(), throughput)).chain(latencies).collect())
+}
+
+/// Containers per second of one iteration; nothing when its oracle failed.
+pub fn containers_per_s(sample: &Sample) -> Option<f64> {
+    sample.elapsed_ns.map(|ns| f64::from(sample.point.containers) * 1e9 / ns as f64)
+}
+
+fn merged_calls<'a>(samples: &[&'a Sample]) -> Result<BTreeMap<&'a str, Histogram<u64>>> {
+    let mut merged: BTreeMap<&str, Histogram<u64>> = BTreeMap::new();
+    for (call, latency) in samples.iter().flat_map(|sample| &sample.calls) {
+        let histogram = decoded(latency).with_context(|| format!("the histogram of {call}"))?;
+        match merged.get_mut(call.as_str()) {
+            Some(mine) => mine.add(histogram)?,
+            None => drop(merged.insert(call, histogram)),
+        }
+    }
+    Ok(merged)
+}
+
+fn decoded(latency: &Latency) -> Result<Histogram<u64>> {
+    let bytes = BASE64.decode(&latency.hdr_v2_base64)?;
+    Deserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| anyhow::anyhow!("{error:?}"))
+}
+
+impl Comparison {
+    /// The exit code that a script sees: withheld before slower before undecided. A control alone decides nothing.
+    pub fn exit(&self) -> Exit {
+        let any = |verdict| self.rows.iter().any(|row| row.metric == MAIN_METRIC && row.verdict == verdict);
+        match () {
+            () if !self.withheld.is_empty() => Exit::Oracle,
+            () if self.candidate == NO_CANDIDATE => Exit::Success,
+            () if any(Verdict::Slower) => Exit::Regression,
+            () if any(Verdict::Inconclusive) => Exit::Inconclusive,
+            () => Exit::Success,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    #[test]
+    fn verdicts_follow_interval_margin_and_control() {
+        let aa = [0.98, 1.02];
+        let of = |ratio, ci, aa| verdict(ratio, ci, aa, 0.05, true);
+        assert_eq!(of(1.5, [1.4, 1.6], aa), Verdict::Faster);
+        assert_eq!(of(0.7, [0.6, 0.8], aa), Verdict::Slower);
+        assert_eq!(of(1.01, [0.97, 1.04], aa), Verdict::Equivalent);
+        assert_eq!(of(1.03, [1.01, 1.04], aa), Verdict::Equivalent);
+        assert_eq!(of(1.1, [0.9, 1.3], aa), Verdict::Inconclusive);
+        assert_eq!(of(1.1, [1.05, 1.15], [0.85, 1.2]), Verdict::Inconclusive);
+        assert_eq!(verdict(0.7, [0.6, 0.8], aa, 0.05, false), Verdict::Faster);
+    }
+
+    #[test]
+    fn a_candidate_of_twice_the_rate_is_twice_as_fast() {
+        let run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)]);
+        let comparison = of_run(&run).unwrap();
+        let row = &comparison.rows[0];
+        assert_eq!((row.metric.as_str(), row.unit.as_str(), row.boots), (MAIN_METRIC, "1/s", 3));
+        assert!((row.ratio - 2.0).abs() < 0.02, "{}", row.ratio);
+        assert_eq!((row.verdict, comparison.exit()), (Verdict::Faster, Exit::Success));
+        assert!(comparison.rows.iter().any(|row| row.metric == "umount_latency_ns_p99" && row.unit == "ns"));
+    }
+
+    #[test]
+    fn a_slower_candidate_is_a_regression() {
+        let run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 50.0)]);
+        assert_eq!(of_run(&run).unwrap().exit(), Exit::Regression);
+    }
+
+    #[test]
+    fn one_failed_oracle_withholds_the_storm() {
+        let mut run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)]);
+        let sample = run.samples.iter_mut().find(|stored| stored.arm == Arm::Candidate).unwrap();
+        sample.sample.elapsed_ns = None;
+        sample.sample.oracle.failures.push("idmapped_ownership: owned by (0, 0)".into());
+        let comparison = of_run(&run).unwrap();
+        assert!(comparison.rows.is_empty());
+        assert!(comparison.withheld[0].contains("on patched") && comparison.withheld[0].contains("owned by (0, 0)"));
+        assert_eq!(comparison.exit(), Exit::Oracle);
+    }
+
+    #[test]
+    fn a_control_alone_is_shown_and_decides_nothing() {
+        let mut run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 150.0)]);
+        run.manifest.candidate = None;
+        run.manifest.boots.retain(|boot| boot.arm != Arm::Candidate);
+        let comparison = of_run(&run).unwrap();
+        assert_eq!((comparison.candidate.as_str(), comparison.exit()), (NO_CANDIDATE, Exit::Success));
+        assert_eq!(comparison.rows[0].ratio_ci95, comparison.rows[0].aa_ratio_ci95);
+    }
+
+    #[test]
+    fn an_unfinished_run_says_how_to_go_on() {
+        let mut run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)]);
+        run.samples.retain(|stored| stored.boot != 2);
+        assert!(of_run(&run).unwrap_err().to_string().contains("--resume"));
+    }
+
+    #[test]
+    fn two_runs_of_different_shape_are_not_compared() {
+        let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)];
+        let (first, mut second) = (fixture::run(&arms), fixture::run(&arms));
+        assert_eq!(of_two_runs(&first, &second).unwrap().rows[0].verdict, Verdict::Equivalent);
+        second.manifest.machine.cpus = 8;
+        assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("number of CPUs"));
+    }
 }

@@ -55,7 +55,7 @@ pub struct Failure {
 
 impl Failure {
     /// A failure as an `anyhow::Error`, to be returned with `?` or `bail`.
-    pub fn new(exit: Exit, message: impl Into<String>) -> anyhow::Error {
+    pub fn error(exit: Exit, message: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Failure { exit, message: message.into() })
     }
 }
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn context_keeps_the_exit_code() {
-        let error = Err::<(), _>(Failure::new(Exit::NotRoot, "no root")).context("starting").unwrap_err();
+        let error = Err::<(), _>(Failure::error(Exit::NotRoot, "no root")).context("starting").unwrap_err();
         assert_eq!(exit_code(&error), Exit::NotRoot);
         assert_eq!(exit_code(&anyhow::anyhow!("else")), Exit::Unavailable);
     }

@@ -96,6 +96,9 @@ pub struct BenchFlags {
     /// Inspection passes before each rootfs pass
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=2))]
     pub inspection_passes: u32,
+    /// Keep the children that hold user namespaces from inheriting descriptors: no umount2 sees EBUSY and waits 50 ms then
+    #[arg(long)]
+    pub no_descriptor_race: bool,
     /// Boots of each kernel; the A/A control makes as many again
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub boots: u32,
@@ -317,7 +320,9 @@ mod tests {
 
     #[test]
     fn bench_defaults_are_the_readme_command() {
-        let Command::Bench(bench) = Flags::parse_from(["xtask", "bench", "--kernel", "patched"]).command else { panic!() };
+        let Command::Bench(bench) = Flags::parse_from(["xtask", "bench", "--kernel", "patched"]).command else {
+            panic!()
+        };
         assert_eq!((bench.boots, bench.baseline.as_str(), bench.resume), (5, "mainline", None));
         assert_eq!(bench.profile, [ProfileFlag::Detach, ProfileFlag::Common]);
     }

@@ -1,11 +1,12 @@
 //! Builds `lab-guest`, the static binary that is PID 1 of every guest.
 
+use crate::event::{Event, Events};
 use crate::failure::Exit;
 use crate::process::Task;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The guest is built for the GNU target, linked statically: glibc's libc.a comes with every C compiler package.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -14,7 +15,10 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 ///
 /// # Errors
 /// The compiler's last lines, when it does not build.
-pub fn build(root: &Path) -> Result<PathBuf> {
+pub fn build(root: &Path, events: Events<'_>) -> Result<PathBuf> {
+    let stage = "build lab-guest".to_owned();
+    let start = Instant::now();
+    events.hear(&Event::StageStarted { stage: stage.clone() });
     let target_dir = root.join("target/guest");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root);
@@ -27,5 +31,6 @@ pub fn build(root: &Path) -> Result<PathBuf> {
         .limit(Duration::from_secs(1200))
         .on_failure(Exit::Unavailable, "mend the guest (tests/), then run the same command again")
         .run()?;
+    events.hear(&Event::StageFinished { stage, result: String::new(), elapsed: start.elapsed() });
     Ok(target_dir.join(TARGET).join("release/lab-guest"))
 }

@@ -43,7 +43,7 @@ pub fn interrupted() -> bool {
 /// An error if Ctrl-C was pressed; `what` names what was stopped.
 pub fn check_interrupt(what: &str) -> Result<()> {
     if interrupted() {
-        return Err(Failure::new(
+        return Err(Failure::error(
             Exit::Interrupted,
             format!("interrupted: {what} was stopped; what was finished is kept"),
         ));
@@ -202,7 +202,7 @@ impl Task {
         let tail = log_tail(log);
         let kept = self.log.as_ref().map(|log| format!("\nfull log: {}", log.display())).unwrap_or_default();
         let hint = if self.hint.is_empty() { String::new() } else { format!("\nnext: {}", self.hint) };
-        Failure::new(self.exit, format!("`{}` {how}\n{tail}{kept}{hint}", shown(&self.command)))
+        Failure::error(self.exit, format!("`{}` {how}\n{tail}{kept}{hint}", shown(&self.command)))
     }
 }
 

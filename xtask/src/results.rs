@@ -1,9 +1,14 @@
 //! A run on disk: what was planned, each sample as soon as it is measured, and nothing that cannot be repeated.
 
+use crate::failure::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::machine::MachineInfo;
+use anyhow::{Context, Result};
 use mount_storms::protocol::{Sample, StormPoint};
 use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// Version of the files in a results folder.
 pub const RESULTS_VERSION: u32 = 1;
@@ -62,6 +67,8 @@ pub struct Manifest {
     pub iterations: u32,
     /// Untimed iterations before them.
     pub warmup_iterations: u32,
+    /// See [`mount_storms::protocol::StormJob::descriptors_inherited`].
+    pub descriptors_inherited: bool,
     /// The boots, in order.
     pub boots: Vec<PlannedBoot>,
     /// What may disturb the figures, in sentences.
@@ -77,4 +84,368 @@ pub struct StoredSample {
     pub boot: u32,
     /// The measurement.
     pub sample: Sample,
+}
+
+/// A run in memory, and the folder it lives in.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// `results/<machine>/<date>-<series>-<n>`.
+    pub dir: PathBuf,
+    /// `manifest.json`.
+    pub manifest: Manifest,
+    /// `samples.jsonl`, so far.
+    pub samples: Vec<StoredSample>,
+}
+
+impl Run {
+    /// Makes the folder of a new run and writes its manifest.
+    ///
+    /// # Errors
+    /// The folder cannot be made or written.
+    pub fn create(results: &Path, manifest: Manifest) -> Result<Run> {
+        let dir = new_dir(results, &manifest)?;
+        write_atomically(&dir.join("manifest.json"), &serde_json::to_string_pretty(&manifest)?)?;
+        Ok(Run { dir, manifest, samples: Vec::new() })
+    }
+
+    /// Reads a run.
+    ///
+    /// # Errors
+    /// A file is missing, malformed, or of another version. A cut last line of an unfinished run is dropped: its boot is made again.
+    pub fn open(dir: &Path) -> Result<Run> {
+        let path = dir.join("manifest.json");
+        let text = fs::read_to_string(&path).map_err(|error| {
+            Failure::error(Exit::Usage, format!("{} is no run: {}: {error}", dir.display(), path.display()))
+        })?;
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|error| corrupt(&path, error.line(), &error.to_string()))?;
+        if manifest.version != RESULTS_VERSION {
+            let why = format!("version {}, this mountlab reads {RESULTS_VERSION}", manifest.version);
+            return Err(corrupt(&path, 1, &why));
+        }
+        let samples = read_samples(&dir.join("samples.jsonl"))?;
+        let mut run = Run { dir: dir.to_owned(), manifest, samples };
+        run.forget_half_boots()?;
+        Ok(run)
+    }
+
+    /// A boot whose samples are not all there did not happen.
+    fn forget_half_boots(&mut self) -> Result<()> {
+        let expected = self.manifest.points.len() * self.manifest.iterations as usize;
+        let before = self.samples.len();
+        let whole: Vec<(Arm, u32)> = self.done().filter(|key| self.count(*key) == expected).collect();
+        self.samples.retain(|stored| whole.contains(&(stored.arm, stored.boot)));
+        let text = fs::read_to_string(self.dir.join("samples.jsonl")).unwrap_or_default();
+        if self.samples.len() != before || !(text.is_empty() || text.ends_with('\n')) {
+            let lines = self
+                .samples
+                .iter()
+                .map(|stored| Ok(serde_json::to_string(stored)? + "\n"))
+                .collect::<Result<String>>()?;
+            write_atomically(&self.dir.join("samples.jsonl"), &lines)?;
+        }
+        Ok(())
+    }
+
+    fn done(&self) -> impl Iterator<Item = (Arm, u32)> + '_ {
+        let keys: std::collections::BTreeSet<_> = self.samples.iter().map(|stored| (stored.arm, stored.boot)).collect();
+        keys.into_iter()
+    }
+
+    fn count(&self, key: (Arm, u32)) -> usize {
+        self.samples.iter().filter(|stored| (stored.arm, stored.boot) == key).count()
+    }
+
+    /// Boots of the plan that have no samples yet, in order.
+    pub fn remaining(&self) -> Vec<PlannedBoot> {
+        let missing = |planned: &&PlannedBoot| self.count((planned.arm, planned.boot)) == 0;
+        self.manifest.boots.iter().filter(missing).copied().collect()
+    }
+
+    /// A fresh folder for the logs of one boot: `<arm>/boot-N`.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn boot_dir(&self, planned: &PlannedBoot) -> Result<PathBuf> {
+        let dir = self.dir.join(arm_name(planned.arm)).join(format!("boot-{}", planned.boot));
+        if dir.exists() {
+            fs::remove_dir_all(&dir)?;
+        }
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// Writes the samples of one boot: on disk before this returns, all or, after a crash, recognizably not all.
+    ///
+    /// # Errors
+    /// The guest sent another number of samples than its job asked for, or the disk is full.
+    pub fn append(&mut self, planned: &PlannedBoot, samples: Vec<StoredSample>) -> Result<()> {
+        let expected = self.manifest.points.len() * self.manifest.iterations as usize;
+        if samples.len() != expected {
+            let message = format!(
+                "boot {} of {} sent {} samples, {expected} were asked for",
+                planned.boot,
+                arm_name(planned.arm),
+                samples.len()
+            );
+            return Err(Failure::error(Exit::MachineDied, message));
+        }
+        let lines =
+            samples.iter().map(|stored| Ok(serde_json::to_string(stored)? + "\n")).collect::<Result<String>>()?;
+        let path = self.dir.join("samples.jsonl");
+        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+        file.write_all(lines.as_bytes())
+            .and_then(|()| file.sync_all())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        self.samples.extend(samples);
+        Ok(())
+    }
+}
+
+/// "baseline", "control", "candidate".
+pub fn arm_name(arm: Arm) -> &'static str {
+    match arm {
+        Arm::Baseline => "baseline",
+        Arm::Control => "control",
+        Arm::Candidate => "candidate",
+    }
+}
+
+/// `<machine>/<date>-<candidate>-<n>`, with the first free n.
+fn new_dir(results: &Path, manifest: &Manifest) -> Result<PathBuf> {
+    let date = manifest.started.split('T').next().unwrap_or_default();
+    let kernel = manifest.candidate.as_ref().unwrap_or(&manifest.baseline);
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "@.-".contains(c) { c } else { '-' };
+    let name: String = kernel.name.chars().map(plain).collect();
+    let parent = results.join(&manifest.machine.kind);
+    fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    for n in 1..10_000 {
+        let dir = parent.join(format!("{date}-{name}-{n}"));
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            result => return result.map(|()| dir.clone()).with_context(|| format!("cannot make {}", dir.display())),
+        }
+    }
+    anyhow::bail!("{} is full of runs of {date}", parent.display())
+}
+
+fn read_samples(path: &Path) -> Result<Vec<StoredSample>> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let mut samples = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        match serde_json::from_str(line) {
+            Ok(sample) => samples.push(sample),
+            // Only the very last line can have been cut by a crash; anything else is damage.
+            Err(_) if !text.ends_with('\n') && number + 1 == text.lines().count() => break,
+            Err(error) => return Err(corrupt(path, number + 1, &error.to_string())),
+        }
+    }
+    Ok(samples)
+}
+
+fn corrupt(path: &Path, line: usize, why: &str) -> anyhow::Error {
+    let message = format!(
+        "{}, line {line}: {why}\nnext: restore the file, or delete the lines of that boot and continue with `bench --resume`",
+        path.display()
+    );
+    Failure::error(Exit::ResultsCorrupt, message)
+}
+
+/// Writes a file so that a reader sees the old one or the new one.
+///
+/// # Errors
+/// The disk is full, or the folder cannot be written.
+pub fn write_atomically(path: &Path, text: &str) -> Result<()> {
+    let dir = path.parent().context("a file has a folder")?;
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
+    File::open(dir)?.sync_all()?;
+    Ok(())
+}
+
+/// Folders of all runs below `results`, sorted.
+pub fn all(results: &Path) -> Vec<PathBuf> {
+    let folders = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut folders: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+        folders.sort();
+        folders
+    };
+    let runs = folders(results).into_iter().flat_map(|machine| folders(&machine));
+    runs.filter(|dir| dir.join("manifest.json").exists()).collect()
+}
+
+/// The newest run that is not finished.
+///
+/// # Errors
+/// There is none.
+pub fn find_resumable(results: &Path) -> Result<PathBuf> {
+    let open = |dir: PathBuf| Run::open(&dir).ok().filter(|run| !run.remaining().is_empty());
+    let newest = all(results).into_iter().filter_map(open).max_by(|a, b| a.manifest.started.cmp(&b.manifest.started));
+    let none = || {
+        Failure::error(
+            Exit::Usage,
+            format!("no run below {} is unfinished: there is nothing to resume", results.display()),
+        )
+    };
+    newest.map(|run| run.dir).ok_or_else(none)
+}
+
+/// A run for tests of what comes after: three boots per arm, two iterations each, around given rates.
+#[cfg(test)]
+pub mod fixture {
+    use super::*;
+    use base64::Engine;
+    use hdrhistogram::Histogram;
+    use hdrhistogram::serialization::{Serializer, V2Serializer};
+    use mount_storms::protocol::{Latency, Oracle, Profile, Propagation, Storage};
+
+    /// A storm of ten containers.
+    pub fn point() -> StormPoint {
+        StormPoint {
+            profile: Profile::Detach,
+            storage: Storage::Tmpfs,
+            propagation: Propagation::Shared,
+            threads: 2,
+            containers: 10,
+            layers: 3,
+            inspection_passes: 1,
+        }
+    }
+
+    /// Containers per second by arm; each boot is off by up to half a percent.
+    pub fn run(rates: &[(Arm, f64)]) -> Run {
+        let kernel = |name: &str| Kernel { name: name.into(), key: format!("key-of-{name}"), ..Kernel::default() };
+        let manifest = Manifest {
+            version: RESULTS_VERSION,
+            command: vec!["bench".into(), "--kernel".into(), "patched".into()],
+            mountlab_commit: "0123456789ab".into(),
+            started: "2026-11-23T08:00:00Z".into(),
+            host: "a host".into(),
+            machine: MachineInfo {
+                kind: "mock".into(),
+                version: String::new(),
+                cpus: 2,
+                memory_mib: 1,
+                topology: "smoke".into(),
+                simulated: false,
+            },
+            baseline: kernel("mainline"),
+            candidate: Some(kernel("patched")),
+            seed: 1,
+            margin: 0.05,
+            points: vec![point()],
+            iterations: 2,
+            warmup_iterations: 0,
+            descriptors_inherited: true,
+            boots: crate::plan::plan(3, true, 1),
+            warnings: vec!["the host is busy".into()],
+        };
+        let samples = rates.iter().flat_map(|&(arm, rate)| {
+            (0..3).flat_map(move |boot| (0..2).map(move |iteration| sample(arm, boot, iteration, rate)))
+        });
+        Run { dir: "results/mock/x-1".into(), manifest, samples: samples.collect() }
+    }
+
+    /// Twenty calls around `ns`.
+    fn latency(ns: u64) -> Latency {
+        let mut histogram = Histogram::<u64>::new(3).unwrap();
+        (0..20).for_each(|n| histogram.record(ns + n).unwrap());
+        let mut bytes = Vec::new();
+        V2Serializer::new().serialize(&histogram, &mut bytes).unwrap();
+        Latency {
+            count: histogram.len(),
+            mean_ns: histogram.mean(),
+            p50_ns: histogram.value_at_quantile(0.5),
+            p99_ns: histogram.value_at_quantile(0.99),
+            max_ns: histogram.max(),
+            hdr_v2_base64: base64::engine::general_purpose::STANDARD.encode(bytes),
+        }
+    }
+
+    fn sample(arm: Arm, boot: u32, iteration: u32, rate: f64) -> StoredSample {
+        let rate = rate * (1.0 + (f64::from(boot) - 1.0) / 200.0);
+        let calls = [("umount".to_owned(), latency((1e8 / rate) as u64))].into();
+        let oracle = Oracle { checks: [("layer_content".to_owned(), 40)].into(), failures: Vec::new() };
+        let elapsed_ns = Some((10.0 * 1e9 / rate) as u64);
+        StoredSample { arm, boot, sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::exit_code;
+
+    const RATES: [(Arm, f64); 3] = [(Arm::Baseline, 1.0), (Arm::Control, 1.0), (Arm::Candidate, 1.0)];
+
+    /// A run on disk with its first two boots.
+    fn two_boots(results: &Path) -> Run {
+        let whole = fixture::run(&RATES);
+        let mut run = Run::create(results, whole.manifest.clone()).unwrap();
+        for planned in &whole.manifest.boots[..2] {
+            let of_boot = |stored: &&StoredSample| (stored.arm, stored.boot) == (planned.arm, planned.boot);
+            run.append(planned, whole.samples.iter().filter(of_boot).cloned().collect()).unwrap();
+        }
+        run
+    }
+
+    #[test]
+    fn a_run_survives_the_disk_and_knows_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = two_boots(dir.path());
+        let back = Run::open(&run.dir).unwrap();
+        assert_eq!((back.manifest.clone(), back.samples.clone()), (run.manifest, run.samples));
+        assert_eq!(back.remaining(), back.manifest.boots[2..]);
+        assert_eq!(find_resumable(dir.path()).unwrap(), back.dir);
+    }
+
+    #[test]
+    fn runs_of_one_day_are_numbered() {
+        let dir = tempfile::tempdir().unwrap();
+        let names: Vec<String> =
+            (0..2).map(|_| two_boots(dir.path()).dir.file_name().unwrap().to_string_lossy().into_owned()).collect();
+        assert_eq!(names, ["2026-11-23-patched-1", "2026-11-23-patched-2"]);
+    }
+
+    #[test]
+    fn a_boot_cut_by_a_crash_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = two_boots(dir.path());
+        let path = run.dir.join("samples.jsonl");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, &text[..text.len() - 30]).unwrap();
+        let back = Run::open(&run.dir).unwrap();
+        assert_eq!(back.remaining(), back.manifest.boots[1..]);
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn damage_elsewhere_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = two_boots(dir.path());
+        let path = run.dir.join("samples.jsonl");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{{\n{text}")).unwrap();
+        let error = Run::open(&run.dir).unwrap_err();
+        assert_eq!(exit_code(&error), Exit::ResultsCorrupt);
+        assert!(error.to_string().contains("samples.jsonl, line 1"), "{error}");
+        fs::write(run.dir.join("manifest.json"), "{").unwrap();
+        assert_eq!(exit_code(&Run::open(&run.dir).unwrap_err()), Exit::ResultsCorrupt);
+    }
+
+    #[test]
+    fn a_boot_with_too_few_samples_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = two_boots(dir.path());
+        let planned = run.manifest.boots[2];
+        assert!(run.append(&planned, Vec::new()).unwrap_err().to_string().contains("0 samples, 2 were asked for"));
+        assert_eq!(run.remaining().len(), 7);
+    }
 }

@@ -4,10 +4,10 @@ use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::Exit;
 use crate::flags::TestFlags;
-use crate::kernel::Kernel;
-use crate::machine::{Boot, Limits, Machine, MachineKind, Setting};
+use crate::kernel::{Kernel, Workshop};
+use crate::machine::{Boot, Limits, Machine, MachineKind, Setting, Topology};
 use crate::process::Task;
-use crate::{bench, guest, kernel, machine, report, setup};
+use crate::{bench, guest, machine, report, setup};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, Outcome, PROTOCOL, SuiteJob, TrialResult, Work};
 use std::fs;
@@ -61,11 +61,18 @@ impl std::fmt::Display for Totals {
 /// # Errors
 /// A part that could not be run at all. A part that ran and failed is counted, and makes the exit code 1.
 pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
+    setup::ensure(&flags.setup, events)?;
+    let cache = Cache::lock()?;
+    let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
+    workshop.check_names(&["mainline", &flags.kernel], &["base", &flags.lane])?;
+    let kind = MachineKind::parse(&flags.machine.machine)?;
+    machine::check(&kind)?;
+    let topology = bench::topology(&flags.machine)?;
     let mut totals = lints(root, events)?;
     totals.add(unit_tests(root, events)?);
-    totals.add(series(root, flags, events)?);
+    totals.add(series(&workshop, events));
     if !flags.no_guests {
-        totals.add(guests(flags, root, events)?);
+        totals.add(guests(flags, &workshop, &kind, &topology, events)?);
     }
     println!("{totals}");
     Ok(if totals.failed == 0 { Exit::Success } else { Exit::Regression })
@@ -74,7 +81,8 @@ pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> 
 /// Runs a part that is one command: passed or failed as a whole.
 fn part(name: &str, command: Command, events: Events<'_>) -> Result<(Totals, String)> {
     events.hear(&Event::StageStarted { stage: name.to_owned() });
-    let task = Task::new(command).limit(Duration::from_secs(1800)).on_failure(Exit::Regression, "mend it, then run it alone");
+    let task =
+        Task::new(command).limit(Duration::from_secs(1800)).on_failure(Exit::Regression, "mend it, then run it alone");
     match task.run() {
         Ok(output) => {
             println!("{name}: passed");
@@ -129,39 +137,38 @@ fn cargo_test_totals(output: &str) -> Totals {
 }
 
 /// Checks the patches as `kernel check` does.
-fn series(root: &Path, flags: &TestFlags, events: Events<'_>) -> Result<Totals> {
+fn series(workshop: &Workshop<'_>, events: Events<'_>) -> Totals {
     events.hear(&Event::StageStarted { stage: "kernel check".into() });
-    let cache = Cache::open()?;
-    match kernel::check(root, &cache, flags.source.source.as_deref(), events) {
+    match workshop.check(events) {
         Ok(summary) => {
             println!("kernel check: {summary}");
-            Ok(Totals { passed: 1, ..Totals::default() })
+            Totals { passed: 1, ..Totals::default() }
         }
         Err(error) => {
             println!("kernel check: FAILED\n{error:#}");
-            Ok(Totals { failed: 1, ..Totals::default() })
+            Totals { failed: 1, ..Totals::default() }
         }
     }
 }
 
 /// Runs the suite in one guest per kernel: mainline first, because mainline is the reference.
-fn guests(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Totals> {
-    setup::ensure(&flags.setup, events)?;
-    let cache = Cache::lock()?;
-    let guest = guest::build(root, events)?;
-    let kind = MachineKind::parse(&flags.machine.machine)?;
-    let topology = bench::topology(&flags.machine)?;
+fn guests(
+    flags: &TestFlags,
+    workshop: &Workshop<'_>,
+    kind: &MachineKind,
+    topology: &Topology,
+    events: Events<'_>,
+) -> Result<Totals> {
+    let guest = guest::build(workshop.root, events)?;
     let kconfig = ["base", flags.lane.as_str()];
-    let mut kernels = Vec::new();
-    for name in ["mainline", flags.kernel.as_str()] {
-        kernels.push(kernel::prepare(name, &kconfig, &cache, flags.source.source.as_deref(), events)?);
-    }
-    let setting = Setting { cache: cache.dir(), kernel: Some(&kernels[0]), guest: &guest };
-    let opened = machine::open(&kind, &topology, &setting)?;
+    let names = ["mainline", flags.kernel.as_str()];
+    let kernels = names.iter().map(|name| workshop.prepare(name, &kconfig, events)).collect::<Result<Vec<_>>>()?;
+    let setting = Setting { cache: workshop.cache.dir(), kernel: kernels.first(), guest: &guest };
+    let opened = machine::open(kind, topology, &setting)?;
     events.hear(&Event::Note(opened.why));
     let mut totals = Totals::default();
     for kernel in &kernels {
-        totals.add(suite(kernel, flags, root, &guest, opened.machine.as_ref(), events)?);
+        totals.add(suite(kernel, flags, workshop.root, &guest, opened.machine.as_ref(), events)?);
     }
     Ok(totals)
 }
@@ -246,7 +253,10 @@ mod tests {
         let totals = Totals::of_trials(&trials);
         let text = told("suite", &trials, totals);
         assert!(text.starts_with("suite: 1 passed, 1 failed, 1 skipped\n"), "{text}");
-        assert!(text.contains("FAILED  b::broke: EBUSY expected") && text.contains("skipped c::cannot: one CPU"), "{text}");
+        assert!(
+            text.contains("FAILED  b::broke: EBUSY expected") && text.contains("skipped c::cannot: one CPU"),
+            "{text}"
+        );
         assert!(!text.contains("a::held"));
     }
 }

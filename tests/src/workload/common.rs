@@ -1,26 +1,27 @@
-//! Profile `common`, containerd 2.0.7+, 2.1.5+ and 2.2: the layers' common parent is idmapped once, read-only.
+//! Profile `common`, containerd 2.0.7+, 2.1.5+ and 2.2: one idmap, of the layers' common parent, and a plain umount.
 
-use super::overlay::mount_overlay;
-use super::{Kind, Pass, Starter, call};
-use crate::sys::MOUNT_ATTR_RDONLY;
+use super::calls::{attach_idmapped, unmount_when_free};
+use super::overlay::common_folder;
+use crate::metrics::{CallKind, CallLog};
+use crate::sys::{MOUNT_ATTR_IDMAP, MOUNT_ATTR_RDONLY};
 use anyhow::{Context, Result};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// Mounts the container's layers on `target`; nothing stays mounted on the pass's folder.
-pub(super) fn mount(starter: &mut Starter<'_>, pass: &Pass<'_>, target: &Path, kind: Kind) -> Result<()> {
-    let parent = starter.layout.snapshots();
-    call::idmap_bind(&mut starter.calls, &parent, &pass.dir, &pass.user_ns, MOUNT_ATTR_RDONLY)?;
-    let lower = lower(starter, pass, kind)?;
-    mount_overlay(starter, pass, &lower, target, kind)?;
-    let result = call::umount_retrying(&mut starter.calls, "umount", &pass.dir);
-    result.with_context(|| format!("umount2 {}", pass.dir.display()))
+/// Shows the folder that all `layers` lie in at `temporary`; returns where the layers are below it.
+///
+/// # Errors
+/// The call that failed, or layers that have nothing in common.
+pub fn attach(temporary: &Path, layers: &[PathBuf], user_ns: &OwnedFd, log: &mut CallLog<'_>) -> Result<Vec<PathBuf>> {
+    let parent = common_folder(layers).context("the layers have no folder in common")?;
+    attach_idmapped(&parent, temporary, MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY, user_ns, log)?;
+    layers.iter().map(|layer| Ok(temporary.join(layer.strip_prefix(&parent)?))).collect()
 }
 
-/// The lower folders, seen through the one idmapped mount: `T/<id>/fs`.
-fn lower(starter: &Starter<'_>, pass: &Pass<'_>, kind: Kind) -> Result<Vec<PathBuf>> {
-    let parent = starter.layout.snapshots();
-    let through = |path: PathBuf| -> Result<PathBuf> { Ok(pass.dir.join(path.strip_prefix(&parent)?)) };
-    let upper = (kind == Kind::Inspection).then(|| pass.container.upper());
-    let layers = (0..starter.layout.layers).map(|layer| starter.layout.layer_dir(layer));
-    upper.into_iter().chain(layers).map(through).collect()
+/// Takes down what [`attach`] has put at `temporary`.
+///
+/// # Errors
+/// The call that failed.
+pub fn release(temporary: &Path, log: &mut CallLog<'_>) -> Result<()> {
+    unmount_when_free(temporary, CallKind::Umount, log)
 }

@@ -1,37 +1,36 @@
-//! Profile `detach`, containerd 2.0.0 - 2.0.6: every lower folder is idmapped by itself and detached lazily.
+//! Profile `detach`, containerd 2.0.0 - 2.0.6: one idmap per layer, taken down lazily.
 
-use super::overlay::mount_overlay;
-use super::{Kind, Pass, Starter, call};
-use anyhow::{Context, Result};
-use std::fs;
+use super::calls::{attach_idmapped, detach};
+use super::pass::{make_folder, remove_folder};
+use crate::metrics::{CallKind, CallLog};
+use crate::sys::MOUNT_ATTR_IDMAP;
+use anyhow::Result;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// Mounts the container's layers on `target`; nothing stays mounted in the pass's folder.
-pub(super) fn mount(starter: &mut Starter<'_>, pass: &Pass<'_>, target: &Path, kind: Kind) -> Result<()> {
-    let mut lower = Vec::new();
-    for (index, source) in sources(starter, pass, kind).iter().enumerate() {
-        let dir = pass.dir.join(index.to_string());
-        mkdir(&dir)?;
-        call::idmap_bind(&mut starter.calls, source, &dir, &pass.user_ns, 0)?;
-        lower.push(dir);
+/// Shows each of `layers` at `temporary`/<its number>; returns these paths.
+///
+/// # Errors
+/// The call that failed.
+pub fn attach(temporary: &Path, layers: &[PathBuf], user_ns: &OwnedFd, log: &mut CallLog<'_>) -> Result<Vec<PathBuf>> {
+    let mut lower_dirs = Vec::with_capacity(layers.len());
+    for (number, layer) in layers.iter().enumerate() {
+        let target = temporary.join(number.to_string());
+        make_folder(&target)?;
+        attach_idmapped(layer, &target, MOUNT_ATTR_IDMAP, user_ns, log)?;
+        lower_dirs.push(target);
     }
-    mount_overlay(starter, pass, &lower, target, kind)?;
-    lower.iter().try_for_each(|dir| release(starter, dir))
+    Ok(lower_dirs)
 }
 
-/// What is idmapped: the layers; an inspection has the upperdir as one more lower folder, the uppermost.
-fn sources(starter: &Starter<'_>, pass: &Pass<'_>, kind: Kind) -> Vec<PathBuf> {
-    let upper = (kind == Kind::Inspection).then(|| pass.container.upper());
-    let layers = (0..starter.layout.layers).map(|layer| starter.layout.layer_dir(layer));
-    upper.into_iter().chain(layers).collect()
-}
-
-fn mkdir(dir: &Path) -> Result<()> {
-    let result = rustix::fs::mkdir(dir, rustix::fs::Mode::RWXU);
-    result.with_context(|| format!("mkdir {}", dir.display()))
-}
-
-fn release(starter: &mut Starter<'_>, dir: &Path) -> Result<()> {
-    call::umount_detach(&mut starter.calls, dir)?;
-    fs::remove_dir(dir).with_context(|| format!("rmdir {}", dir.display()))
+/// Takes down what [`attach`] has returned.
+///
+/// # Errors
+/// The call that failed.
+pub fn release(lower_dirs: &[PathBuf], log: &mut CallLog<'_>) -> Result<()> {
+    for lower_dir in lower_dirs {
+        detach(lower_dir, CallKind::Umount, log)?;
+        remove_folder(lower_dir)?;
+    }
+    Ok(())
 }

@@ -1,88 +1,140 @@
-//! The overlay mount with containerd's option string.
+//! mount(2) of an overlay as containerd makes it, with its answer to options that do not fit into a page.
 
-use super::{Kind, Pass, Starter};
-use anyhow::{Context, Result};
+use crate::metrics::{CallKind, CallLog};
+use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, mount};
 use std::ffi::CString;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-/// containerd goes to relative paths when the options reach this length: the page size less 512, because the kernel copies one page
-/// (core/mount/mount_linux.go).
-const LONGEST_OPTIONS: usize = 4096 - 512;
+/// containerd keeps this much of the page free (core/mount/mount_linux.go: "512 is a buffer during pagesize check").
+const PAGE_RESERVE: usize = 512;
 
-/// Mounts the overlay of `lower` (uppermost first) on `target`.
-pub fn mount_overlay(
-    starter: &mut Starter<'_>,
-    pass: &Pass<'_>,
-    lower: &[PathBuf],
-    target: &Path,
-    kind: Kind,
-) -> Result<()> {
-    let absolute = options(pass, lower, kind);
-    let result = if absolute.len() < LONGEST_OPTIONS {
-        let absolute = CString::new(absolute)?;
-        starter.calls.time("overlay_mount", || mount("overlay", target, "overlay", MountFlags::empty(), &*absolute))
-    } else {
-        let relative = CString::new(options(pass, &relative(lower, &pass.dir), kind))?;
-        starter.calls.time("overlay_mount", || mount_from(&pass.dir, target, &relative))
-    };
-    result.with_context(|| format!("mounting the overlay {}", target.display()))
+/// An overlay to mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// Writable layer and its work folder; without them the overlay is read-only.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// The layers below it, topmost first.
+    pub lower_dirs: Vec<PathBuf>,
 }
 
-/// The option string, in containerd's order: lowerdir last.
-fn options(pass: &Pass<'_>, lower: &[PathBuf], kind: Kind) -> String {
-    let lower = lower.iter().map(|dir| dir.to_string_lossy()).collect::<Vec<_>>().join(":");
-    let (work, upper) = (pass.container.work(), pass.container.upper());
-    match kind {
-        Kind::Rootfs => format!("workdir={},upperdir={},index=off,lowerdir={lower}", work.display(), upper.display()),
-        Kind::Inspection => format!("index=off,lowerdir={lower}"),
+/// How an overlay is passed to mount(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Arguments {
+    /// Folder that the options' paths are relative to; `None` when they are absolute.
+    chdir: Option<PathBuf>,
+    options: String,
+}
+
+/// Mounts `overlay` at `target`.
+///
+/// # Errors
+/// mount(2) failed, or the options fit into no page.
+pub fn mount_overlay(overlay: &Overlay, target: &Path, log: &mut CallLog<'_>) -> Result<()> {
+    let arguments = arguments(overlay, page_size())?;
+    let options = CString::new(arguments.options.as_bytes())?;
+    let mount = || mount("overlay", target, "overlay", MountFlags::empty(), options.as_c_str());
+    let mounted = log.time(CallKind::OverlayMount, || match &arguments.chdir {
+        None => mount().map_err(io::Error::from),
+        Some(folder) => in_folder(folder, mount),
+    });
+    mounted.with_context(|| format!("mount(overlay at {}, {:?})", target.display(), arguments.options))
+}
+
+/// containerd's order of options, lowerdir last; relative to the layers' common folder when they are too long otherwise.
+fn arguments(overlay: &Overlay, page_size: usize) -> Result<Arguments> {
+    let absolute = options(overlay, &overlay.lower_dirs);
+    if absolute.len() < page_size - PAGE_RESERVE {
+        return Ok(Arguments { chdir: None, options: absolute });
+    }
+    let folder = common_folder(&overlay.lower_dirs).context("the layers have no folder in common")?;
+    let relative: Vec<PathBuf> =
+        overlay.lower_dirs.iter().map(|dir| Ok(dir.strip_prefix(&folder)?.to_owned())).collect::<Result<_>>()?;
+    let options = options(overlay, &relative);
+    // mount(2) takes one page of options and cuts the rest off (copy_mount_options, fs/namespace.c).
+    ensure!(options.len() < page_size, "{} layers need {} bytes of mount options", relative.len(), options.len());
+    Ok(Arguments { chdir: Some(folder), options })
+}
+
+fn options(overlay: &Overlay, lower_dirs: &[PathBuf]) -> String {
+    let lower_dirs: Vec<_> = lower_dirs.iter().map(|dir| dir.to_string_lossy()).collect();
+    let lower = format!("index=off,lowerdir={}", lower_dirs.join(":"));
+    match &overlay.upper {
+        Some((upper, work)) => format!("workdir={},upperdir={},{lower}", work.display(), upper.display()),
+        None => lower,
     }
 }
 
-fn relative(lower: &[PathBuf], dir: &Path) -> Vec<PathBuf> {
-    lower.iter().map(|path| path.strip_prefix(dir).unwrap_or(path).to_owned()).collect()
+/// The deepest folder that all of `paths` lie in; none for no paths.
+pub fn common_folder(paths: &[PathBuf]) -> Option<PathBuf> {
+    let (first, others) = paths.split_first()?;
+    first.ancestors().skip(1).find(|folder| others.iter().all(|path| path.starts_with(folder))).map(Path::to_owned)
 }
 
-/// Mounts from within `dir`. A thread of its own gives up its share of the working directory first, as containerd's does.
-fn mount_from(dir: &Path, target: &Path, options: &CString) -> rustix::io::Result<()> {
-    let mount_there = || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).map_err(|errno| errno_of(errno as i32))?;
-        rustix::process::chdir(dir)?;
-        mount("overlay", target, "overlay", MountFlags::empty(), &**options)
+/// Runs `call` with `folder` as working directory, as containerd does: in a thread that shares it with no other and then ends.
+fn in_folder(folder: &Path, call: impl FnOnce() -> rustix::io::Result<()> + Send) -> io::Result<()> {
+    let in_own_thread = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        std::env::set_current_dir(folder)?;
+        Ok(call()?)
     };
-    std::thread::scope(|scope| scope.spawn(mount_there).join().unwrap_or(Err(rustix::io::Errno::IO)))
+    std::thread::scope(|scope| {
+        scope.spawn(in_own_thread).join().unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
+    })
 }
 
-fn errno_of(raw: i32) -> rustix::io::Errno {
-    rustix::io::Errno::from_raw_os_error(raw)
+fn page_size() -> usize {
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    *SIZE.get_or_init(rustix::param::page_size)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::Container;
 
-    fn with_pass<T>(test: impl FnOnce(&Pass<'_>) -> T) -> T {
-        let container = Container { number: 0, snapshot: "/s/active-0".into(), rootfs: "/r".into(), host_id: 1 };
-        let user_ns = std::fs::File::open("/dev/null").unwrap().into();
-        test(&Pass { container: &container, dir: "/s/tmp/T".into(), user_ns })
+    fn overlay(layers: usize) -> Overlay {
+        let lower_dirs =
+            (0..layers).map(|n| PathBuf::from(format!("/tmp/storm/tmpmounts/ovl-idmapped7-0/{n}"))).collect();
+        Overlay { upper: Some(("/s/9/fs".into(), "/s/9/work".into())), lower_dirs }
     }
 
     #[test]
-    fn options_come_in_containerds_order() {
-        let lower = ["/s/tmp/T/0".into(), "/s/tmp/T/1".into()];
-        with_pass(|pass| {
-            assert_eq!(
-                options(pass, &lower, Kind::Rootfs),
-                "workdir=/s/active-0/work,upperdir=/s/active-0/fs,index=off,lowerdir=/s/tmp/T/0:/s/tmp/T/1"
-            );
-            assert_eq!(options(pass, &lower, Kind::Inspection), "index=off,lowerdir=/s/tmp/T/0:/s/tmp/T/1");
-        });
+    fn options_are_in_containerds_order() {
+        let with_upper = arguments(&overlay(2), 4096).unwrap();
+        let lower = "index=off,lowerdir=/tmp/storm/tmpmounts/ovl-idmapped7-0/0:/tmp/storm/tmpmounts/ovl-idmapped7-0/1";
+        assert_eq!(with_upper.options, format!("workdir=/s/9/work,upperdir=/s/9/fs,{lower}"));
+        assert_eq!(with_upper.chdir, None);
+        assert_eq!(arguments(&Overlay { upper: None, ..overlay(2) }, 4096).unwrap().options, lower);
     }
 
     #[test]
-    fn long_options_become_relative() {
-        let lower = ["/s/tmp/T/0".into(), "/elsewhere".into()];
-        assert_eq!(relative(&lower, Path::new("/s/tmp/T")), [PathBuf::from("0"), PathBuf::from("/elsewhere")]);
+    fn options_near_a_page_become_relative() {
+        let long = arguments(&overlay(100), 4096).unwrap();
+        assert_eq!(long.chdir, Some("/tmp/storm/tmpmounts/ovl-idmapped7-0".into()));
+        assert!(long.options.contains(",lowerdir=0:1:2:") && long.options.ends_with(":98:99"), "{}", long.options);
+    }
+
+    #[test]
+    fn the_switch_to_relative_paths_is_where_containerd_has_it() {
+        let length = arguments(&overlay(3), 4096).unwrap().options.len();
+        assert!(arguments(&overlay(3), length + PAGE_RESERVE + 1).unwrap().chdir.is_none());
+        assert!(arguments(&overlay(3), length + PAGE_RESERVE).unwrap().chdir.is_some());
+    }
+
+    #[test]
+    fn options_beyond_a_page_are_an_error() {
+        let error = arguments(&overlay(2000), 4096).unwrap_err().to_string();
+        assert!(error.starts_with("2000 layers need"), "{error}");
+    }
+
+    #[test]
+    fn the_common_folder_is_the_deepest() {
+        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(common_folder(&paths(&["/s/1/fs", "/s/12/fs"])), Some("/s".into()));
+        assert_eq!(common_folder(&paths(&["/s/1/fs"])), Some("/s/1".into()));
+        assert_eq!(common_folder(&paths(&["/s/1/fs", "/t/1/fs"])), Some("/".into()));
+        assert_eq!(common_folder(&[]), None);
     }
 }

@@ -30,7 +30,7 @@ fn rejected(slug: &str, path: &str, why: &str) -> anyhow::Error {
         "{slug}.patch does not apply to {path}: {why}\n\
          next: `cargo xtask series edit DIR` makes a git tree to mend the queue in"
     );
-    Failure::new(Exit::PatchRejected, message)
+    Failure::error(Exit::PatchRejected, message)
 }
 
 /// The new text of a file, or why not.

@@ -47,7 +47,7 @@ pub fn tarball(package: &str, suite: &str, cache: &Cache, dir: &Path, events: Ev
 }
 
 fn skip(why: &str) -> anyhow::Error {
-    Failure::new(Exit::Unavailable, why)
+    Failure::error(Exit::Unavailable, why)
 }
 
 fn download(
@@ -224,9 +224,9 @@ fn option(option: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const DEB822: &str = "Types: deb deb-src\n# a comment\nURIs: http://deb.debian.org/debian\nSuites: trixie trixie-updates\n\
+    const DEB822: &str = "Types: deb deb-src\n# a comment\nURIs: http://deb.example/debian\nSuites: trixie trixie-updates\n\
         Components: main\nSigned-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n AAAA\n\n\
-        Types: deb\nURIs: http://deb.debian.org/debian-security\nSuites: trixie-security\nComponents: main\n";
+        Types: deb\nURIs: http://deb.example/debian-security\nSuites: trixie-security\nComponents: main\n";
 
     fn found(is_deb822: bool, text: &str, codename: &str) -> Vec<Mirror> {
         mirrors(&[(is_deb822, text.to_owned())], codename)
@@ -236,7 +236,7 @@ mod tests {
     fn deb822_sources_yield_the_mirror_with_its_keys() {
         let mirrors = found(true, DEB822, "trixie");
         assert_eq!(mirrors.len(), 1);
-        assert_eq!(mirrors[0].uri, "http://deb.debian.org/debian");
+        assert_eq!(mirrors[0].uri, "http://deb.example/debian");
         assert_eq!(mirrors[0].trust, "Signed-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n AAAA\n");
         let entry = source_entry(&mirrors[0], "trixie-backports");
         assert!(entry.contains("Suites: trixie-backports\nComponents: main\nSigned-By:\n"), "{entry}");

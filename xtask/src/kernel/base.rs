@@ -115,7 +115,7 @@ fn wrong(tree: &Path, why: &str) -> anyhow::Error {
          next: give an unmodified tree of the version in kernel-patches/kernels.toml with --source",
         tree.display()
     );
-    Failure::new(Exit::WrongBase, message)
+    Failure::error(Exit::WrongBase, message)
 }
 
 /// "7.3.4" from the head of a kernel's Makefile, as `make kernelversion` prints it.

@@ -56,8 +56,8 @@ const UNWANTED_ENV: [&str; 14] = [
 /// # Errors
 /// No space, an option that vanished, or a build that fails; its log stays.
 pub fn build(name: &str, tree: &Tree, kconfig: &Kconfig, cache: &Cache, events: Events<'_>) -> Result<Kernel> {
-    let compiler = first_line("gcc")?;
-    let key = digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, &compiler, &first_line("ld")?]);
+    let compiler = format!("{}; {}", first_line("gcc")?, first_line("ld")?);
+    let key = digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, &compiler]);
     let dir = cache.dir().join("kernels").join(&key);
     let stored = match stored(&dir) {
         Some(kernel) => kernel,
@@ -74,8 +74,13 @@ pub fn build(name: &str, tree: &Tree, kconfig: &Kconfig, cache: &Cache, events: 
 /// A finished kernel of the cache.
 pub fn stored(dir: &Path) -> Option<Kernel> {
     let text = fs::read_to_string(dir.join("kernel.json")).ok()?;
-    let kernel: Kernel = serde_json::from_str(&text).ok()?;
+    let kernel = located(serde_json::from_str(&text).ok()?, dir);
     (kernel.bzimage.is_file() && kernel.vmlinux.is_file()).then_some(kernel)
+}
+
+/// With the paths that its folder gives it; they belong to one host and are not written down.
+fn located(kernel: Kernel, dir: &Path) -> Kernel {
+    Kernel { bzimage: dir.join("bzImage"), vmlinux: dir.join("vmlinux"), ..kernel }
 }
 
 fn first_line(program: &str) -> Result<String> {
@@ -116,7 +121,7 @@ impl Job<'_> {
         make.arg(format!("LOCALVERSION={}", local_version(self.key)));
         // The same source must give the same bytes, whoever builds it and when.
         make.args([
-            "KBUILD_BUILD_TIMESTAMP=@0",
+            "KBUILD_BUILD_TIMESTAMP=1970-01-01",
             "KBUILD_BUILD_USER=lab",
             "KBUILD_BUILD_HOST=lab",
             "KBUILD_BUILD_VERSION=1",
@@ -154,29 +159,22 @@ impl Job<'_> {
         let release = fs::read_to_string(build.join("include/config/kernel.release"))?.trim().to_owned();
         let expected = local_version(self.key);
         ensure!(release.ends_with(&expected), "the kernel calls itself {release}, which does not end with {expected}");
+        for (from, to) in [(BZIMAGE, "bzImage"), ("vmlinux", "vmlinux"), (".config", "config")] {
+            fs::copy(build.join(from), self.dir.join(to)).with_context(|| format!("the build made no {from}"))?;
+        }
         let kernel = Kernel {
-            name: String::new(),
             key: self.key.to_owned(),
             release,
             base: self.tree.version.clone(),
             series: self.tree.series.clone(),
             kconfig: self.kconfig.names.clone(),
             compiler: self.compiler.clone(),
-            bzimage: self.keep(build, BZIMAGE, "bzImage")?,
-            vmlinux: self.keep(build, "vmlinux", "vmlinux")?,
-            source_tree: self.tree.dir.clone(),
+            ..Kernel::default()
         };
-        self.keep(build, ".config", "config")?;
         let file = tempfile::NamedTempFile::new_in(self.dir)?;
         fs::write(file.path(), serde_json::to_string_pretty(&kernel)?)?;
         file.persist(self.dir.join("kernel.json"))?;
-        Ok(kernel)
-    }
-
-    fn keep(&self, build: &Path, from: &str, to: &str) -> Result<PathBuf> {
-        let kept = self.dir.join(to);
-        fs::copy(build.join(from), &kept).with_context(|| format!("the build made no {from}"))?;
-        Ok(kept)
+        Ok(located(kernel, self.dir))
     }
 }
 
@@ -236,7 +234,8 @@ mod tests {
     fn a_kernel_exists_when_its_record_and_its_images_do() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("bzImage");
-        let kernel = Kernel { bzimage: image.clone(), vmlinux: image.clone(), ..super::super::unbuilt("x") };
+        let kernel = located(Kernel { name: "x".into(), ..Kernel::default() }, dir.path());
+        fs::write(&kernel.vmlinux, "").unwrap();
         fs::write(dir.path().join("kernel.json"), serde_json::to_string(&kernel).unwrap()).unwrap();
         assert_eq!(stored(dir.path()), None);
         fs::write(&image, "").unwrap();

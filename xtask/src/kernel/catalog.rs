@@ -85,12 +85,12 @@ struct File {
 }
 
 impl Catalog {
-    /// Reads this checkout's catalog.
+    /// Reads a checkout's catalog.
     ///
     /// # Errors
     /// `kernels.toml` cannot be read or is malformed.
-    pub fn load() -> Result<Catalog> {
-        Catalog::load_from(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel-patches"))
+    pub fn load(root: &Path) -> Result<Catalog> {
+        Catalog::load_from(&root.join("kernel-patches"))
     }
 
     fn load_from(dir: &Path) -> Result<Catalog> {
@@ -100,9 +100,27 @@ impl Catalog {
         Ok(Catalog { base: file.base, definitions: file.kernel, dir: dir.to_owned() })
     }
 
-    /// The named kernels.
-    pub fn definitions(&self) -> &BTreeMap<String, Definition> {
-        &self.definitions
+    /// The names of a kernel's prefixes, from none of its patches to all.
+    ///
+    /// # Errors
+    /// There is no such kernel, or its patches cannot be read.
+    pub fn prefixes(&self, name: &str) -> Result<Vec<String>> {
+        let definition = self.definitions.get(name).with_context(|| format!("kernels.toml defines no {name}"))?;
+        Ok((0..=self.queue(definition)?.len()).map(|count| format!("{name}@{count}")).collect())
+    }
+
+    /// The base, each kernel with its patches, and what else `--kernel` takes; for a person.
+    ///
+    /// # Errors
+    /// A queue cannot be read.
+    pub fn described(&self) -> Result<String> {
+        let mut text = format!("base: Linux {}\n", self.base.version);
+        for (name, definition) in &self.definitions {
+            text += &format!("{name}: {}\n", definition.about);
+            let patches = self.queue(definition)?;
+            text.extend(patches.iter().enumerate().map(|(at, patch)| format!("  {}. {}\n", at + 1, patch.slug)));
+        }
+        Ok(text + &self.choices() + "\n")
     }
 
     /// Folders of the queues that the named kernels use.
@@ -204,7 +222,7 @@ fn git(url: &str) -> Result<Recipe> {
 }
 
 fn usage(message: String) -> anyhow::Error {
-    Failure::new(Exit::Usage, message)
+    Failure::error(Exit::Usage, message)
 }
 
 #[cfg(test)]
@@ -279,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_checkouts_own_catalog_loads() {
-        let catalog = Catalog::load().unwrap();
+        let catalog = Catalog::load(Path::new("..")).unwrap();
         assert!(catalog.base.files.contains_key("fs/namespace.c"));
         assert!(catalog.base.files.values().all(|hash| hash.len() == 64));
         assert!(catalog.definitions.contains_key("mainline") && catalog.definitions.contains_key("patched"));

@@ -62,7 +62,7 @@ pub fn in_form(queue: &Path) -> Result<Vec<Patch>> {
             return Ok(patches);
         }
     }
-    Err(Failure::new(Exit::Regression, format!("{}:\n  {}", queue.display(), faults.join("\n  "))))
+    Err(Failure::error(Exit::Regression, format!("{}:\n  {}", queue.display(), faults.join("\n  "))))
 }
 
 fn applies(patches: &[Patch], base: &BaseTree) -> Result<()> {
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_checkouts_own_queues_are_in_form() {
-        for queue in Catalog::load().unwrap().queues() {
+        for queue in Catalog::load(Path::new("..")).unwrap().queues() {
             assert!(!in_form(&queue).unwrap().is_empty());
         }
     }

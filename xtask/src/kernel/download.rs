@@ -29,7 +29,7 @@ pub fn tarball(url: &str, dir: &Path, events: Events<'_>) -> Result<PathBuf> {
     let command = match (is_program("curl"), is_program("wget")) {
         (true, _) => curl(url, &file, &headers),
         (false, true) => wget(url, &file),
-        (false, false) => return Err(Failure::new(Exit::Unavailable, "neither curl nor wget is installed")),
+        (false, false) => return Err(Failure::error(Exit::Unavailable, "neither curl nor wget is installed")),
     };
     let mut stage = Stage::start(events, format!("download {name}"));
     let far = || (size(&file), content_length(&fs::read_to_string(&headers).unwrap_or_default()));

@@ -16,18 +16,15 @@ pub struct Kconfig {
 }
 
 impl Kconfig {
-    /// Reads fragments of this checkout. `base` is put in front if it is not there.
+    /// Reads fragments of a checkout. `base` is put in front if it is not there.
     ///
     /// # Errors
     /// A fragment that does not exist; lists those that do.
-    pub fn load(names: &[&str]) -> Result<Kconfig> {
-        Kconfig::load_from(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../vm-configs/kconfig"), names)
-    }
-
-    fn load_from(dir: &Path, names: &[&str]) -> Result<Kconfig> {
+    pub fn load(root: &Path, names: &[&str]) -> Result<Kconfig> {
+        let dir = root.join("vm-configs/kconfig");
         let base = (!names.contains(&"base")).then_some("base");
         let names: Vec<String> = base.iter().chain(names).map(|name| (*name).to_owned()).collect();
-        let texts = names.iter().map(|name| fragment(dir, name)).collect::<Result<Vec<_>>>()?;
+        let texts = names.iter().map(|name| fragment(&dir, name)).collect::<Result<Vec<_>>>()?;
         Ok(Kconfig { names, text: texts.concat() })
     }
 
@@ -58,7 +55,7 @@ impl Kconfig {
             self.names.join(" + "),
             lost.join("\n  ")
         );
-        Err(Failure::new(Exit::ConfigVanished, message))
+        Err(Failure::error(Exit::ConfigVanished, message))
     }
 }
 
@@ -67,7 +64,7 @@ fn fragment(dir: &Path, name: &str) -> Result<String> {
     let unknown = |error| {
         let known = crate::kernel::base::names(dir).unwrap_or_default();
         let known: Vec<&str> = known.iter().filter_map(|name| name.strip_suffix(".config")).collect();
-        Failure::new(Exit::Usage, format!("no kconfig fragment `{name}` ({error})\nfragments: {}", known.join(", ")))
+        Failure::error(Exit::Usage, format!("no kconfig fragment `{name}` ({error})\nfragments: {}", known.join(", ")))
     };
     fs::read_to_string(path).map_err(unknown)
 }
@@ -114,16 +111,16 @@ mod tests {
 
     #[test]
     fn base_comes_first_and_folders_have_short_names() {
-        let kconfig = Kconfig::load(&["bench", "profile"]).unwrap();
+        let kconfig = Kconfig::load(Path::new(".."), &["bench", "profile"]).unwrap();
         assert_eq!(kconfig.names, ["base", "bench", "profile"]);
         assert_eq!(kconfig.name(), "bench+profile");
-        assert_eq!(Kconfig::load(&["base"]).unwrap().name(), "base");
+        assert_eq!(Kconfig::load(Path::new(".."), &["base"]).unwrap().name(), "base");
         assert!(kconfig.text.contains("CONFIG_SMP=y"));
     }
 
     #[test]
     fn an_unknown_fragment_lists_the_known_ones() {
-        let error = Kconfig::load(&["lockdpe"]).unwrap_err();
+        let error = Kconfig::load(Path::new(".."), &["lockdpe"]).unwrap_err();
         assert_eq!(exit_code(&error), Exit::Usage);
         assert!(error.to_string().contains("kasan, kcsan, lockdep"), "{error}");
     }

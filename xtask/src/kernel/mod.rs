@@ -8,6 +8,7 @@ mod catalog;
 mod check;
 mod digest;
 mod download;
+mod foreign;
 mod kconfig;
 mod patch;
 mod queue;
@@ -17,22 +18,18 @@ mod stage;
 mod tree;
 
 use crate::cache::Cache;
-use crate::event::Events;
+use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
 use anyhow::{Context, Result};
 use base::BaseTree;
 use catalog::{Catalog, Recipe};
 use kconfig::Kconfig;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::path::{Path, PathBuf};
 use tree::Tree;
 
-pub use check::Checked;
-pub use queue::Saved;
-
 /// A built kernel: all that a machine needs to boot it, and all that a result needs to name it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
     /// What the user called it: `mainline`, `patched`, `patched@1`, a path.
     pub name: String,
@@ -46,151 +43,150 @@ pub struct Kernel {
     pub series: Vec<String>,
     /// Names of the kconfig fragments: ["base", "bench"].
     pub kconfig: Vec<String>,
-    /// First line of `gcc --version`.
+    /// First lines of `gcc --version` and `ld --version`.
     pub compiler: String,
-    /// Compressed image.
+    /// Compressed image. Paths belong to one host and are not written down.
+    #[serde(skip)]
     pub bzimage: PathBuf,
     /// Image with symbols.
+    #[serde(skip)]
     pub vmlinux: PathBuf,
-    /// The patched source tree it was built from.
-    pub source_tree: PathBuf,
 }
 
-/// The kernel that a `--kernel` means, with these kconfig fragments: from the cache, or built now.
-///
-/// # Errors
-/// The name means nothing, the source cannot be had or is the wrong one, a patch does not apply, an option vanished, the
-/// disk is full, or the build fails: each with its own exit code.
-pub fn prepare(
-    name: &str,
-    kconfig: &[&str],
-    cache: &Cache,
-    source: Option<&Path>,
-    events: Events<'_>,
-) -> Result<Kernel> {
-    let catalog = Catalog::load()?;
-    let kconfig = Kconfig::load(kconfig)?;
-    let tree = match catalog.resolve(name)? {
-        Recipe::Base(patches) => Tree::of_base(&source::open(&catalog.base, cache, source, events)?, &patches, cache)?,
-        Recipe::Tree(path) => Tree::of_path(&path, cache)?,
-        Recipe::Git { url, reference } => Tree::of_git(&url, &reference, cache, events)?,
-    };
-    build::build(name, &tree, &kconfig, cache, events)
+/// What kernels are made with: the checkout, the cache, and what `--source` names.
+#[derive(Clone, Copy)]
+pub struct Workshop<'a> {
+    /// The checkout.
+    pub root: &'a Path,
+    /// The cache.
+    pub cache: &'a Cache,
+    /// `--source`.
+    pub source: Option<&'a Path>,
 }
 
-/// Checks that a `--kernel` and kconfig fragments mean something, before anything long is begun.
-///
-/// # Errors
-/// They do not; lists what does.
-pub fn check_names(name: &str, kconfig: &[&str]) -> Result<()> {
-    Kconfig::load(kconfig)?;
-    Catalog::load()?.resolve(name).map(drop)
-}
-
-/// The running kernel, as the `host` machine uses it.
-///
-/// # Errors
-/// /proc is not mounted.
-pub fn running() -> Result<Kernel> {
-    let version = fs::read_to_string("/proc/version").context("cannot tell the running kernel")?;
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
-    let key = digest::key([version.as_str()]);
-    Ok(Kernel { base: release.clone(), release, key, ..unbuilt("running") })
-}
-
-/// A kernel that exists in name only, for the mock machine.
-pub fn unbuilt(name: &str) -> Kernel {
-    Kernel {
-        name: name.to_owned(),
-        key: digest::key([name]),
-        release: name.to_owned(),
-        base: String::new(),
-        series: Vec::new(),
-        kconfig: Vec::new(),
-        compiler: String::new(),
-        bzimage: PathBuf::new(),
-        vmlinux: PathBuf::new(),
-        source_tree: PathBuf::new(),
+impl Workshop<'_> {
+    /// The kernel of this name with these kconfig fragments: from the cache, or built now.
+    ///
+    /// # Errors
+    /// The name means nothing, the source cannot be had or is the wrong one, a patch does not apply, an option vanished, the
+    /// disk is full, or the build fails: each with its own exit code.
+    pub fn prepare(&self, name: &str, fragments: &[&str], events: Events<'_>) -> Result<Kernel> {
+        let kconfig = Kconfig::load(self.root, fragments)?;
+        let tree = match Catalog::load(self.root)?.resolve(name)? {
+            Recipe::Base(patches) => Tree::of_base(&self.base(events)?, &patches, self.cache)?,
+            Recipe::Tree(path) => foreign::of_path(&path, self.cache)?,
+            Recipe::Git { url, reference } => foreign::of_git(&url, &reference, self.cache, events)?,
+        };
+        build::build(name, &tree, &kconfig, self.cache, events)
     }
-}
 
-/// `kernel list`: what there is, and what is built. Reads the cache without its lock.
-///
-/// # Errors
-/// The catalog or a series cannot be read.
-pub fn list(cache: &Path) -> Result<String> {
-    let catalog = Catalog::load()?;
-    let mut text = format!("base: Linux {}\n", catalog.base.version);
-    for (name, definition) in catalog.definitions() {
-        text += &format!("{name}: {}\n", definition.about);
-        if let Recipe::Base(patches) = catalog.resolve(name)? {
-            text.extend(patches.iter().enumerate().map(|(at, patch)| format!("  {}. {}\n", at + 1, patch.slug)));
+    /// Checks names without building anything, so that a typing error costs no build.
+    ///
+    /// # Errors
+    /// A name or a fragment that means nothing; lists what does.
+    pub fn check_names(&self, names: &[&str], fragments: &[&str]) -> Result<()> {
+        Kconfig::load(self.root, fragments)?;
+        let catalog = Catalog::load(self.root)?;
+        names.iter().try_for_each(|name| catalog.resolve(name).map(drop))
+    }
+
+    /// Makes sure that the base is in the cache; returns where it lies.
+    ///
+    /// # Errors
+    /// No source has it, or the one given is the wrong one.
+    pub fn fetch(&self, events: Events<'_>) -> Result<PathBuf> {
+        let base = self.base(events)?;
+        events.hear(&Event::Note(format!("Linux {} from: {}", base.version, base.origin)));
+        Ok(base.dir)
+    }
+
+    /// Checks every queue and mutant: form, strict application, checkpatch; builds nothing. Returns a summary.
+    ///
+    /// # Errors
+    /// What is wrong with the patches, or the source cannot be had.
+    pub fn check(&self, events: Events<'_>) -> Result<String> {
+        let base = self.base(events)?;
+        check::check(&Catalog::load(self.root)?, &base, events).map(|checked| checked.to_string())
+    }
+
+    /// Builds every prefix of the series `patched`, from none to all; returns how many.
+    ///
+    /// # Errors
+    /// The first prefix that does not build.
+    pub fn build_each(&self, fragments: &[&str], events: Events<'_>) -> Result<usize> {
+        let prefixes = Catalog::load(self.root)?.prefixes("patched")?;
+        for name in &prefixes {
+            self.prepare(name, fragments, events).with_context(|| format!("the prefix {name}"))?;
         }
+        Ok(prefixes.len())
     }
-    text += &format!("{}\n", catalog.choices());
-    let keys = base::names(&cache.join("kernels")).unwrap_or_default();
-    let built = keys.iter().filter_map(|key| build::stored(&cache.join("kernels").join(key)));
-    text.extend(built.map(|kernel| format!("built: {}\n", described(&kernel))));
-    Ok(text)
+
+    /// What there is, and what is built.
+    ///
+    /// # Errors
+    /// The catalog or a series cannot be read.
+    pub fn list(&self) -> Result<String> {
+        let catalog = Catalog::load(self.root)?;
+        let mut text = catalog.described()?;
+        let kernels = self.cache.dir().join("kernels");
+        let keys = base::names(&kernels).unwrap_or_default();
+        let built = keys.iter().filter_map(|key| build::stored(&kernels.join(key)));
+        text.extend(built.map(|kernel| described(&kernel)));
+        Ok(text)
+    }
+
+    /// Makes a git tree in `dir` with the queue of `patched` as commits.
+    ///
+    /// # Errors
+    /// `dir` is in use, the source cannot be had, or a patch does not apply.
+    pub fn edit(&self, dir: &Path, events: Events<'_>) -> Result<()> {
+        let base = self.base(events)?;
+        queue::edit(dir, &base, &queue_of_patched(self.root)?, events).map(drop)
+    }
+
+    fn base(&self, events: Events<'_>) -> Result<BaseTree> {
+        source::open(&Catalog::load(self.root)?.base, self.cache, self.source, events)
+    }
 }
 
 fn described(kernel: &Kernel) -> String {
     let patches = if kernel.series.is_empty() { "no patches".into() } else { kernel.series.join(", ") };
-    format!("{} ({}; {patches}) {}", kernel.release, kernel.kconfig.join(" + "), kernel.bzimage.display())
+    let kconfig = kernel.kconfig.join(" + ");
+    format!("built: {} ({kconfig}; {patches}) {}\n", kernel.release, kernel.bzimage.display())
 }
 
-/// `kernel fetch`: makes sure that the base is in the cache; returns a sentence about it.
+/// Writes the commits of a tree that [`Workshop::edit`] made back as the queue of `patched`; returns how many.
 ///
 /// # Errors
-/// As [`prepare`].
-pub fn fetch(cache: &Cache, source: Option<&Path>, events: Events<'_>) -> Result<String> {
-    let base = base(cache, source, events)?;
-    Ok(format!("Linux {} from {} in {}", base.version, base.origin, base.dir.display()))
+/// See [`queue::save`].
+pub fn save(root: &Path, dir: &Path) -> Result<usize> {
+    queue::save(dir, &queue_of_patched(root)?).map(|saved| saved.patches)
 }
 
-/// `kernel check`: form, strict application, checkpatch; without building anything.
+fn queue_of_patched(root: &Path) -> Result<PathBuf> {
+    let missing = || Failure::error(Exit::Usage, "kernels.toml defines no kernel with a series");
+    Catalog::load(root)?.queues().into_iter().next().ok_or_else(missing)
+}
+
+/// The kernel that runs now, for the `host` machine.
+pub fn running() -> Kernel {
+    let release =
+        nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+    Kernel { name: "running".into(), key: release.clone(), base: release.clone(), release, ..Kernel::default() }
+}
+
+/// A kernel that is only a name, for the `mock` machine.
+pub fn unbuilt(name: &str) -> Kernel {
+    Kernel { name: name.into(), key: "mock".into(), release: "mock".into(), ..Kernel::default() }
+}
+
+/// What differs between the `series` file of a folder and the patches in it.
 ///
 /// # Errors
-/// What is wrong with the patches, or the source cannot be had.
-pub fn check(cache: &Cache, source: Option<&Path>, events: Events<'_>) -> Result<Checked> {
-    let catalog = Catalog::load()?;
-    let base = source::open(&catalog.base, cache, source, events)?;
-    check::check(&catalog, &base, events)
-}
-
-/// `kernel check --each`: builds the base and every prefix of the series `patched`, in order.
-///
-/// # Errors
-/// The first prefix that does not build.
-pub fn build_each(kconfig: &[&str], cache: &Cache, source: Option<&Path>, events: Events<'_>) -> Result<Vec<Kernel>> {
-    let Recipe::Base(patches) = Catalog::load()?.resolve("patched")? else { return Ok(Vec::new()) };
-    (0..=patches.len()).map(|count| prepare(&format!("patched@{count}"), kconfig, cache, source, events)).collect()
-}
-
-/// `series edit`: a git tree in `dir` with the queue of `patched` as commits; returns how many.
-///
-/// # Errors
-/// `dir` is in use, the source cannot be had, or a patch does not apply.
-pub fn edit(dir: &Path, cache: &Cache, source: Option<&Path>, events: Events<'_>) -> Result<usize> {
-    let base = base(cache, source, events)?;
-    queue::edit(dir, &base, &queue_of_patched()?, events)
-}
-
-/// `series save`: the commits of such a tree back as the queue of `patched`.
-///
-/// # Errors
-/// `dir` was not made by `series edit`, or something would be lost.
-pub fn save(dir: &Path) -> Result<Saved> {
-    queue::save(dir, &queue_of_patched()?)
-}
-
-fn base(cache: &Cache, source: Option<&Path>, events: Events<'_>) -> Result<BaseTree> {
-    source::open(&Catalog::load()?.base, cache, source, events)
-}
-
-fn queue_of_patched() -> Result<PathBuf> {
-    let missing = || Failure::new(Exit::Usage, "kernels.toml defines no kernel with a series");
-    Catalog::load()?.queues().into_iter().next().ok_or_else(missing)
+/// There is no series file.
+#[cfg(test)]
+pub fn strays(dir: &Path) -> Result<Vec<String>> {
+    Ok(series::strays(&std::fs::read_to_string(dir.join("series"))?, &series::slugs_in(dir)))
 }
 
 #[cfg(test)]
@@ -198,25 +194,37 @@ mod tests {
     use super::*;
     use crate::failure::exit_code;
 
+    fn with_workshop(act: impl FnOnce(Workshop<'_>)) {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::lock_at(dir.path()).unwrap();
+        act(Workshop { root: Path::new(".."), cache: &cache, source: None });
+    }
+
     #[test]
     fn names_are_checked_before_anything_is_built() {
-        check_names("patched@1", &["base", "bench"]).unwrap();
-        assert_eq!(exit_code(&check_names("nope", &["base"]).unwrap_err()), Exit::Usage);
-        assert_eq!(exit_code(&check_names("mainline", &["nope"]).unwrap_err()), Exit::Usage);
+        with_workshop(|workshop| {
+            workshop.check_names(&["mainline", "patched@1"], &["base", "bench"]).unwrap();
+            let exit =
+                |names: &[&str], fragments: &[&str]| exit_code(&workshop.check_names(names, fragments).unwrap_err());
+            assert_eq!(exit(&["mainline", "nope"], &["base"]), Exit::Usage);
+            assert_eq!(exit(&["mainline"], &["nope"]), Exit::Usage);
+        });
     }
 
     #[test]
-    fn the_list_names_kernels_patches_and_choices() {
-        let cache = tempfile::tempdir().unwrap();
-        let list = list(cache.path()).unwrap();
-        for part in ["base: Linux 7.", "mainline: ", "patched: ", "  1. fs-namespace-", "git:URL#ref"] {
-            assert!(list.contains(part), "{part} is missing in: {list}");
-        }
-        assert!(!list.contains("built:"));
-    }
-
-    #[test]
-    fn the_running_kernel_says_its_release() {
-        assert_eq!(running().unwrap().release, nix::sys::utsname::uname().unwrap().release().to_string_lossy());
+    fn the_list_names_kernels_patches_choices_and_what_is_built() {
+        with_workshop(|workshop| {
+            let list = workshop.list().unwrap();
+            for part in ["base: Linux 7.", "mainline: ", "patched: ", "  1. fs-namespace-", "git:URL#ref"] {
+                assert!(list.contains(part), "{part} is missing in: {list}");
+            }
+            assert!(!list.contains("built:"));
+            let dir = workshop.cache.dir().join("kernels/k");
+            std::fs::create_dir_all(&dir).unwrap();
+            let kernel = Kernel { release: "7.3.4-lab-k".into(), ..Kernel::default() };
+            std::fs::write(dir.join("kernel.json"), serde_json::to_string(&kernel).unwrap()).unwrap();
+            ["bzImage", "vmlinux"].iter().for_each(|name| std::fs::write(dir.join(name), "").unwrap());
+            assert!(workshop.list().unwrap().contains("built: 7.3.4-lab-k (; no patches)"));
+        });
     }
 }

@@ -185,7 +185,7 @@ fn path(text: &str, prefix: &str) -> Result<Option<String>, String> {
 }
 
 fn malformed(slug: &str, number: usize, why: &str) -> anyhow::Error {
-    Failure::new(Exit::PatchRejected, format!("{slug}.patch, line {}: {why}", number + 1))
+    Failure::error(Exit::PatchRejected, format!("{slug}.patch, line {}: {why}", number + 1))
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ pub fn edit(dir: &Path, base: &BaseTree, queue: &Path, events: Events<'_>) -> Re
     let patches = series::read(queue)?;
     if dir.exists() && !names(dir)?.is_empty() {
         let message = format!("{} is not empty\nnext: give a folder that does not exist yet", dir.display());
-        return Err(Failure::new(Exit::Usage, message));
+        return Err(Failure::error(Exit::Usage, message));
     }
     fs::create_dir_all(dir)?;
     let stage = Stage::start(&mut *events, format!("copy Linux {} and commit it", base.version));
@@ -112,7 +112,7 @@ pub fn save(dir: &Path, queue: &Path) -> Result<Saved> {
 }
 
 fn refuse_what_would_be_lost(dir: &Path) -> Result<()> {
-    let refuse = |why: &str| Err(Failure::new(Exit::Usage, format!("{}: {why}", dir.display())));
+    let refuse = |why: &str| Err(Failure::error(Exit::Usage, format!("{}: {why}", dir.display())));
     let base = git(dir, &["rev-parse", "--verify", "--quiet", BASE_TAG]);
     if !dir.join(".git").exists() || base.is_err() {
         return refuse("`cargo xtask series edit` did not make this folder");
@@ -137,7 +137,7 @@ fn exported(out: &Path) -> Result<Vec<Patch>> {
         let slug = slug_of(&name).with_context(|| format!("git named a patch {name}"))?;
         if !seen.insert(slug.to_owned()) {
             let message = format!("two patches would be named {slug}.patch: give one another subject");
-            return Err(Failure::new(Exit::Usage, message));
+            return Err(Failure::error(Exit::Usage, message));
         }
         patches.push(Patch::parse(slug, &fs::read_to_string(out.join(&name))?)?);
     }

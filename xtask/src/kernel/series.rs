@@ -34,7 +34,7 @@ pub fn read(dir: &Path) -> Result<Vec<Patch>> {
 /// It is not there, or malformed.
 pub fn read_patch(dir: &Path, slug: &str) -> Result<Patch> {
     let path = dir.join(format!("{slug}.patch"));
-    let unreadable = |error| Failure::new(Exit::PatchRejected, format!("cannot read {}: {error}", path.display()));
+    let unreadable = |error| Failure::error(Exit::PatchRejected, format!("cannot read {}: {error}", path.display()));
     Patch::parse(slug, &fs::read_to_string(&path).map_err(unreadable)?)
 }
 

@@ -44,7 +44,7 @@ pub fn open(base: &Base, cache: &Cache, given: Option<&Path>, events: Events<'_>
          next: get linux-{0}.tar.xz in any way and give it with --source PATH",
         base.version
     );
-    Err(Failure::new(Exit::Unavailable, message))
+    Err(Failure::error(Exit::Unavailable, message))
 }
 
 /// Tells why a source failed and goes on, unless no other source could help.
@@ -78,12 +78,12 @@ fn obtain(base: &Base, cache: &Cache, source: &Source, events: Events<'_>) -> Re
 
 /// The base from a tree or a tarball of the user's.
 fn from_path(base: &Base, cache: &Cache, path: &Path, events: Events<'_>) -> Result<BaseTree> {
-    let missing = |error| Failure::new(Exit::Usage, format!("--source {}: {error}", path.display()));
+    let missing = |error| Failure::error(Exit::Usage, format!("--source {}: {error}", path.display()));
     let path = path.canonicalize().map_err(missing)?;
     let is_tree = path.is_dir();
     if is_tree && !is_kernel_tree(&path) {
         let message = format!("--source {}: no kernel tree (no Makefile and Kconfig in it)", path.display());
-        return Err(Failure::new(Exit::WrongBase, message));
+        return Err(Failure::error(Exit::WrongBase, message));
     }
     let origin = if is_tree { origin_of_tree(base, &path)? } else { origin_of_tarball(&path)? };
     match cached(base, cache) {

@@ -1,16 +1,11 @@
-//! Source trees to build from: the base with patches on it, somebody's tree, a revision of a repository.
+//! Source trees to build from, and the build folders that go with them.
 
 use super::apply::{Overlay, apply_all};
-use super::base::{self, BaseTree, list};
-use super::catalog::is_kernel_tree;
+use super::base::BaseTree;
 use super::digest;
 use super::patch::Patch;
-use super::source::{is_source, state};
-use super::stage::Stage;
 use crate::cache::{Cache, or_no_space};
-use crate::event::{Event, Events};
-use crate::failure::{Exit, Failure};
-use crate::process::{Task, check_interrupt};
+use crate::process::Task;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,9 +14,6 @@ use xshell::{Shell, cmd};
 
 /// Longest time for copying a tree or a build folder.
 const COPY_LIMIT: Duration = Duration::from_secs(900);
-
-/// Longest time for fetching one revision: about 250 MB.
-const FETCH_LIMIT: Duration = Duration::from_secs(3600);
 
 /// A tree, and where its builds go.
 #[derive(Clone, Debug)]
@@ -70,32 +62,10 @@ impl Tree {
         })
     }
 
-    /// Somebody's tree, as it is now. It is built outside of itself, and nothing is written to it.
-    ///
-    /// # Errors
-    /// It is no kernel tree, or cannot be read.
-    pub fn of_path(path: &Path, cache: &Cache) -> Result<Tree> {
-        Tree::elsewhere(path, identity(path)?, cache)
-    }
-
-    /// A revision of a repository, fetched into the cache.
-    ///
-    /// # Errors
-    /// It cannot be fetched, and was not fetched before.
-    pub fn of_git(url: &str, reference: &str, cache: &Cache, events: Events<'_>) -> Result<Tree> {
-        let dir = cache.dir().join("git").join(digest::key([url]));
-        fetch(url, reference, &dir, events)?;
-        let commit = git(&dir, &["rev-parse", "HEAD"])?;
-        Tree::elsewhere(&dir, commit.trim().to_owned(), cache)
-    }
-
-    fn elsewhere(dir: &Path, identity: String, cache: &Cache) -> Result<Tree> {
-        let makefile = fs::read_to_string(dir.join("Makefile")).unwrap_or_default();
-        let no_tree = || Failure::new(Exit::Usage, format!("{} is no kernel tree", dir.display()));
-        let version = base::version(&makefile).filter(|_| is_kernel_tree(dir)).ok_or_else(no_tree)?;
+    /// A tree that is not made of the base: nothing is written to it, and its builds go elsewhere.
+    pub fn foreign(dir: &Path, key: String, version: String, cache: &Cache) -> Tree {
         let builds = cache.dir().join("builds").join(digest::key([&*dir.to_string_lossy()]));
-        let key = digest::key([identity.as_str()]);
-        Ok(Tree { dir: dir.to_owned(), key, version, series: Vec::new(), builds, patched: None })
+        Tree { dir: dir.to_owned(), key, version, series: Vec::new(), builds, patched: None }
     }
 
     /// Writes the tree, if it is made of the base and not there yet: hard links to the base, and new files where patches
@@ -178,69 +148,11 @@ fn replace(path: &Path, text: Option<&str>) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// What a tree is right now: commit and changes if it is a repository, else names, sizes and times of its files.
-fn identity(path: &Path) -> Result<String> {
-    let is_repository = path.join(".git").exists();
-    if !is_repository {
-        return list(path, &is_source, &state);
-    }
-    let untracked = git(path, &["ls-files", "--others", "--exclude-standard"])?;
-    let states =
-        untracked.lines().map(|name| fs::metadata(path.join(name)).map(|file| state(&file)).unwrap_or_default());
-    Ok([git(path, &["rev-parse", "HEAD"])?, git(path, &["diff", "HEAD", "--binary"])?, untracked.clone()]
-        .into_iter()
-        .chain(states)
-        .collect())
-}
-
-fn git(dir: &Path, args: &[&str]) -> Result<String> {
-    // The tree may belong to another user (a bind mount, a shared host): it is only read here.
-    let sh = Shell::new()?;
-    let git = cmd!(sh, "git -c safe.directory=* -C {dir} {args...}");
-    Task::new(git).run()
-}
-
-/// Fetches a revision and checks it out. One that was fetched before serves when the server cannot be reached.
-fn fetch(url: &str, reference: &str, dir: &Path, events: Events<'_>) -> Result<()> {
-    if !dir.exists() {
-        fs::create_dir_all(dir)?;
-        git(dir, &["init", "--quiet"])?;
-    }
-    let kept = format!("refs/lab/{}", digest::key([reference]));
-    let stage = Stage::start(&mut *events, format!("fetch {url}#{reference}"));
-    let sh = Shell::new()?;
-    let mut command: std::process::Command =
-        cmd!(sh, "git -C {dir} fetch --depth 1 --no-tags --force -- {url} {reference}").into();
-    command.env("GIT_TERMINAL_PROMPT", "0");
-    match Task::new(command).limit(FETCH_LIMIT).run() {
-        Ok(_) => {
-            git(dir, &["update-ref", &kept, "FETCH_HEAD"])?;
-            stage.finish("");
-        }
-        Err(error) => {
-            drop(stage);
-            check_interrupt("the fetch")?;
-            git(dir, &["rev-parse", "--verify", "--quiet", &kept]).map_err(|_| error)?;
-            events.hear(&Event::Warning(format!(
-                "{url} cannot be reached: using what was fetched of {reference} before"
-            )));
-        }
-    }
-    git(dir, &["checkout", "--quiet", "--detach", "--force", &kept]).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Listener;
     use crate::kernel::base::install;
     use crate::kernel::base::tests::{fill, fixture};
-
-    struct Deaf;
-
-    impl Listener for Deaf {
-        fn hear(&mut self, _: &Event) {}
-    }
 
     const CHANGE: &str = "diff --git a/fs/a.c b/fs/a.c\n--- a/fs/a.c\n+++ b/fs/a.c\n@@ -1 +1 @@\n-abc\n+xyz\n";
     const CREATE: &str = "diff --git a/fs/n/b.c b/fs/n/b.c\n--- /dev/null\n+++ b/fs/n/b.c\n@@ -0,0 +1 @@\n+new\n";
@@ -294,45 +206,5 @@ mod tests {
         assert!(modified(patched.dir.join("fs/a.c")) > modified(build.join(super::super::build::BZIMAGE)));
         patched.drop_build(&build);
         assert!(!build.exists());
-    }
-
-    #[test]
-    fn somebodys_tree_has_a_new_key_after_each_change() {
-        let (dir, cache, _) = lab();
-        let path = dir.path().join("tree");
-        fill(&path).unwrap();
-        let key = || Tree::of_path(&path, &cache).unwrap().key;
-        let first = key();
-        assert_eq!(key(), first);
-        fs::write(path.join("fs/a.c"), "abcd").unwrap();
-        let second = key();
-        assert_ne!(second, first);
-        fs::create_dir(path.join("build-mine")).unwrap();
-        fs::write(path.join("build-mine/a.o"), "").unwrap();
-        assert_eq!(key(), second);
-    }
-
-    #[test]
-    fn a_repository_has_a_new_key_after_a_change_that_is_not_committed() {
-        let (dir, cache, _) = lab();
-        let path = dir.path().join("tree");
-        fill(&path).unwrap();
-        let identity = ["-c", "user.name=t", "-c", "user.email=t@t.example"];
-        for args in [&["init", "--quiet"][..], &["add", "."], &["commit", "--quiet", "-m", "base"]] {
-            git(&path, &[&identity[..], args].concat()).unwrap();
-        }
-        let key = || Tree::of_path(&path, &cache).unwrap().key;
-        let first = key();
-        fs::write(path.join("fs/a.c"), "abd").unwrap();
-        let second = key();
-        assert_ne!(second, first);
-        fs::write(path.join("fs/untracked.c"), "").unwrap();
-        assert_ne!(key(), second);
-        let url = format!("file://{}", path.display());
-        let fetched = Tree::of_git(&url, "HEAD", &cache, &mut Deaf).unwrap();
-        assert_eq!(fs::read_to_string(fetched.dir.join("fs/a.c")).unwrap(), "abc");
-        fs::remove_dir_all(&path).unwrap();
-        assert_eq!(Tree::of_git(&url, "HEAD", &cache, &mut Deaf).unwrap().key, fetched.key);
-        assert!(Tree::of_git(&url, "v9", &cache, &mut Deaf).is_err());
     }
 }

@@ -69,7 +69,7 @@ mod tests {
         let (profile, propagation) = (Profile::Detach, Propagation::Shared);
         let point =
             StormPoint { profile, storage, propagation, threads: 1, containers: 1, layers: 1, inspection_passes: 1 };
-        let storm = StormJob { points: vec![point], iterations: 1, warmup_iterations: 0 };
+        let storm = StormJob { points: vec![point], iterations: 1, warmup_iterations: 0, descriptors_inherited: true };
         Job { protocol: 1, seed: 1, work: Work::Storm(storm) }
     }
 

@@ -72,7 +72,7 @@ fn needs_root(root: bool) -> Result<()> {
     }
     let message = "the machine 'host' mounts on the running kernel, which needs root\n\
                    next: run it with sudo, or take a machine that boots its own kernel (--machine auto)";
-    Err(Failure::new(Exit::NotRoot, message))
+    Err(Failure::error(Exit::NotRoot, message))
 }
 
 fn memory_mib(meminfo: &str) -> Result<u64> {

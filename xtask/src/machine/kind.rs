@@ -47,9 +47,9 @@ impl MachineKind {
         }
         if word == "simulated" || word == "metal" || word.starts_with("metal:") {
             let message = format!("the machine '{word}' is not in this version; there are: {SPELLINGS}");
-            return Err(Failure::new(Exit::Unavailable, message));
+            return Err(Failure::error(Exit::Unavailable, message));
         }
-        Err(Failure::new(Exit::Usage, format!("no machine is called '{word}'; there are: {SPELLINGS}")))
+        Err(Failure::error(Exit::Usage, format!("no machine is called '{word}'; there are: {SPELLINGS}")))
     }
 }
 

@@ -81,7 +81,7 @@ impl Script {
 
 fn unknown(word: &str) -> anyhow::Error {
     let known = "panic, hang, die, splat, oracle, trial (each with an optional @BOOT), KERNEL=FACTOR";
-    Failure::new(Exit::Usage, format!("the mock machine's script does not know '{word}'; it knows: {known}"))
+    Failure::error(Exit::Usage, format!("the mock machine's script does not know '{word}'; it knows: {known}"))
 }
 
 /// The machine.

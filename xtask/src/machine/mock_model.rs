@@ -103,7 +103,7 @@ mod tests {
         let (profile, storage, propagation) = (Profile::Common, Storage::Tmpfs, Propagation::Shared);
         let point =
             StormPoint { profile, storage, propagation, threads: 2, containers: 4, layers: 3, inspection_passes: 1 };
-        StormJob { points: vec![point], iterations, warmup_iterations: 0 }
+        StormJob { points: vec![point], iterations, warmup_iterations: 0, descriptors_inherited: true }
     }
 
     fn mean_ns(seed: u64, kernel: &str, factor: f64) -> f64 {

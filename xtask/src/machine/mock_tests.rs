@@ -18,7 +18,6 @@ fn kernel(name: &str) -> Kernel {
         compiler: "gcc".into(),
         bzimage: "/k/bzImage".into(),
         vmlinux: "/k/vmlinux".into(),
-        source_tree: "/k".into(),
     }
 }
 
@@ -26,7 +25,7 @@ fn storm(iterations: u32) -> Work {
     let (profile, storage, propagation) = (Profile::Detach, Storage::Tmpfs, Propagation::Shared);
     let point =
         StormPoint { profile, storage, propagation, threads: 2, containers: 2, layers: 2, inspection_passes: 1 };
-    Work::Storm(StormJob { points: vec![point], iterations, warmup_iterations: 0 })
+    Work::Storm(StormJob { points: vec![point], iterations, warmup_iterations: 0, descriptors_inherited: true })
 }
 
 fn mock(script: &str) -> Mock {

@@ -151,13 +151,33 @@ pub fn open(kind: &MachineKind, topology: &Topology, setting: &Setting<'_>) -> R
     })
 }
 
+/// Refuses at once, before anything is built, a machine that cannot be opened later.
+///
+/// # Errors
+/// No root for `host`; QEMU missing or too old for the machines that are QEMU.
+pub fn check(kind: &MachineKind) -> Result<()> {
+    match kind {
+        MachineKind::Host => host::Host::new().map(drop),
+        MachineKind::Auto | MachineKind::Kvm | MachineKind::Tcg => qemu::installed().map(drop),
+        MachineKind::Virtme | MachineKind::Mock(_) => Ok(()),
+    }
+}
+
+/// Boots with the guest's console on this terminal, and waits until the guest ends.
+///
+/// # Errors
+/// QEMU is missing or does not start.
+pub fn interactive(topology: &Topology, kernel: &Kernel, guest: &Path, dir: &Path) -> Result<std::process::ExitStatus> {
+    qemu::Qemu::new(qemu_args::Accel::Tcg, topology)?.interactive(kernel, guest, dir)
+}
+
 fn open_kvm(topology: &Topology, setting: &Setting<'_>) -> Result<Opened> {
     let machine = qemu::Qemu::new(qemu_args::Accel::Kvm, topology)?;
     match kvm_probe::probe(setting)? {
         Probe::Works(how) => Ok(Opened { machine: Box::new(machine), why: format!("kvm as asked for: {how}") }),
         Probe::Unusable(why) => {
             let message = format!("KVM is unusable here: {why}\nnext: use --machine auto, or --machine tcg");
-            Err(Failure::new(Exit::Unavailable, message))
+            Err(Failure::error(Exit::Unavailable, message))
         }
     }
 }

@@ -6,13 +6,14 @@ use super::topology::Topology;
 use super::watch::{Running, console_path, events_path, last_said, watch};
 use super::{Boot, BootLog, Machine, MachineInfo, initramfs};
 use crate::failure::{Exit, Failure};
+use crate::kernel::Kernel;
 use crate::process::{Group, Task, status_words};
 use anyhow::{Context, Result};
-use mount_storms::protocol::GuestEvent;
+use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, Work};
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 /// The program.
@@ -69,7 +70,7 @@ fn installed_as(program: &str) -> Result<Version> {
 fn new_enough(program: &str, output: &str) -> Result<Version> {
     let first = output.lines().next().unwrap_or_default();
     let unusable =
-        |what: String| Failure::new(Exit::Unavailable, format!("{what}\nnext: install QEMU {OLDEST} or newer"));
+        |what: String| Failure::error(Exit::Unavailable, format!("{what}\nnext: install QEMU {OLDEST} or newer"));
     match Version::parse(output) {
         None => Err(unusable(format!("`{program} --version` says '{first}', which is no version of QEMU"))),
         Some(version) if version < OLDEST => Err(unusable(format!("{program} is {version}, older than {OLDEST}"))),
@@ -101,6 +102,18 @@ impl Qemu {
         Ok(Qemu { accel, topology: topology.clone(), info })
     }
 
+    /// Boots with the console on this terminal; the guest offers its prompt. A person is the limit of this wait.
+    pub fn interactive(&self, kernel: &Kernel, guest: &Path, dir: &Path) -> Result<ExitStatus> {
+        let initrd = dir.join("initrd");
+        let job = Job { protocol: PROTOCOL, seed: 1, work: Work::Shell };
+        initramfs::write(&initrd, guest, &job)?;
+        let events = events_path(dir);
+        let files = BootFiles { kernel: &kernel.bzimage, initrd: &initrd, console: None, events: &events, disk: None };
+        let mut command = Command::new(QEMU);
+        command.args(arguments(self.accel, &self.topology, &files));
+        command.status().with_context(|| format!("cannot start {QEMU}"))
+    }
+
     fn start(&self, files: &BootFiles<'_>, dir: &Path) -> Result<RunningQemu> {
         let mut command = Command::new(QEMU);
         command.args(arguments(self.accel, &self.topology, files));
@@ -123,7 +136,7 @@ impl Machine for Qemu {
         let files = BootFiles {
             kernel: &kernel.bzimage,
             initrd: &initrd,
-            console: &console_path(boot.dir),
+            console: Some(&console_path(boot.dir)),
             events: &events_path(boot.dir),
             disk: disk.as_ref().map(|disk| disk.path.clone()),
         };

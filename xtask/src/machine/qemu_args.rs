@@ -32,8 +32,8 @@ pub struct BootFiles<'a> {
     pub kernel: &'a Path,
     /// Initramfs with guest and job.
     pub initrd: &'a Path,
-    /// Receives the serial console.
-    pub console: &'a Path,
+    /// Receives the serial console; without one it is on this terminal.
+    pub console: Option<&'a Path>,
     /// Receives the guest's event lines.
     pub events: &'a Path,
     /// Raw ext4 image, if the job wants one.
@@ -123,7 +123,9 @@ fn quiet() -> Vec<String> {
     ])
 }
 
-fn console(path: &Path) -> Vec<String> {
+fn console(path: Option<&Path>) -> Vec<String> {
+    // For a person: the terminal, with QEMU's own keys behind Ctrl-A (Ctrl-A X ends it).
+    let Some(path) = path else { return words(["-serial", "mon:stdio"]) };
     // A file and no pipe: QEMU never waits for us, and the log is there even when we are killed.
     words(["-serial", &format!("file:{}", path.display())])
 }
@@ -186,7 +188,7 @@ mod tests {
         let files = BootFiles {
             kernel: Path::new("/k/bzImage"),
             initrd: Path::new("/b/initrd"),
-            console: Path::new("/b/console.log"),
+            console: Some(Path::new("/b/console.log")),
             events: Path::new("/b/events.jsonl"),
             disk: disk.map(PathBuf::from),
         };

@@ -86,12 +86,12 @@ impl Topology {
         let known = names(folder)?;
         if !known.iter().any(|known| known == name) {
             let list = known.join(", ");
-            return Err(Failure::new(Exit::Usage, format!("no topology is called '{name}'; there are: {list}")));
+            return Err(Failure::error(Exit::Usage, format!("no topology is called '{name}'; there are: {list}")));
         }
         let path = folder.join(format!("{name}.toml"));
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Topology::parse(name, &text)
-            .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error:#}", path.display())))
+            .map_err(|error| Failure::error(Exit::Usage, format!("{}: {error:#}", path.display())))
     }
 
     fn parse(name: &str, text: &str) -> Result<Topology> {
@@ -104,6 +104,20 @@ impl Topology {
     /// CPUs in all.
     pub fn cpus(&self) -> u32 {
         self.cpu.sockets * self.cpu.cores * self.cpu.threads
+    }
+
+    /// This machine with another number of CPUs: one socket, one thread per core, one node.
+    ///
+    /// # Errors
+    /// More CPUs than QEMU's machine takes.
+    pub fn with_cpus(mut self, cpus: u32) -> Result<Topology> {
+        if cpus != self.cpus() {
+            self.cpu = Cpu { sockets: 1, cores: cpus, threads: 1 };
+            self.numa.nodes = 1;
+            self.cache.clear();
+        }
+        self.check().map_err(|error| Failure::error(Exit::Usage, format!("{error:#}")))?;
+        Ok(self)
     }
 
     /// Refuses a shape that no machine can have, before QEMU refuses it in its own words.

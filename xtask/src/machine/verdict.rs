@@ -75,7 +75,7 @@ impl BootLog {
             End::Died(how) => (Exit::MachineDied, format!("the machine went away under the guest: {how}")),
             End::Interrupted => (Exit::Interrupted, "interrupted: the boot was stopped".into()),
         };
-        Some(Failure::new(exit, format!("{what}\nconsole: {}", self.console.display())))
+        Some(Failure::error(exit, format!("{what}\nconsole: {}", self.console.display())))
     }
 }
 

@@ -189,7 +189,7 @@ impl<'a> Watcher<'a> {
         let GuestEvent::Hello { protocol, kernel_release, .. } = event else { return Ok(()) };
         if *protocol != PROTOCOL {
             let message = format!("the guest speaks protocol {protocol}, this is {PROTOCOL}; rebuild lab-guest");
-            return Err(Failure::new(Exit::Unavailable, message));
+            return Err(Failure::error(Exit::Unavailable, message));
         }
         match self.release {
             Some(release) if release != kernel_release => Err(other_kernel(release, kernel_release)),
@@ -203,5 +203,5 @@ fn other_kernel(expected: &str, found: &str) -> anyhow::Error {
         "the guest runs kernel {found}, not {expected}: nothing it measures would be about {expected}\n\
          next: rebuild the kernel, or see whether the cache holds an image of another build"
     );
-    Failure::new(Exit::Unavailable, message)
+    Failure::error(Exit::Unavailable, message)
 }

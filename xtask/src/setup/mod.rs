@@ -36,12 +36,12 @@ pub fn ensure(flags: &SetupFlags, events: Events<'_>) -> Result<()> {
     events.hear(&Event::Note(plan.to_string()));
     // Elsewhere than on Debian and Ubuntu the package names are known, but nobody has tried the installation.
     if plan.family != Family::Debian || !(flags.yes || asked()?) {
-        return Err(Failure::new(Exit::Unavailable, plan.refusal()));
+        return Err(Failure::error(Exit::Unavailable, plan.refusal()));
     }
     plan.install(events)?;
     match missing(NEEDS, &RealHost) {
         left if left.is_empty() => Ok(()),
-        left => Err(Failure::new(Exit::Unavailable, Plan { missing: left, ..plan }.still_missing())),
+        left => Err(Failure::error(Exit::Unavailable, Plan { missing: left, ..plan }.still_missing())),
     }
 }
 
@@ -130,7 +130,7 @@ fn become_able_to_sudo() -> Result<()> {
     if able {
         return Ok(());
     }
-    Err(Failure::new(
+    Err(Failure::error(
         Exit::NotRoot,
         "installing packages needs root, and sudo does not give it\nnext: run the command as root",
     ))

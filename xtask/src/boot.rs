@@ -1,0 +1,28 @@
+//! `boot`: a prompt in a guest.
+
+use crate::cache::Cache;
+use crate::event::Events;
+use crate::failure::{Exit, Failure};
+use crate::flags::BootFlags;
+use crate::kernel::Workshop;
+use crate::{bench, guest, machine, setup};
+use anyhow::Result;
+use std::path::Path;
+
+/// Boots the kernel with the console on this terminal; ends with the guest.
+///
+/// # Errors
+/// The kernel does not build, or QEMU does not start.
+pub fn boot(flags: &BootFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
+    setup::ensure(&flags.setup, events)?;
+    let cache = Cache::lock()?;
+    let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
+    let guest = guest::build(root, events)?;
+    let kernel = workshop.prepare(&flags.kernel, &["base", &flags.kconfig], events)?;
+    let scratch = tempfile::tempdir_in(cache.dir())?;
+    let status = machine::interactive(&bench::topology(&flags.machine)?, &kernel, &guest, scratch.path())?;
+    if status.success() {
+        return Ok(Exit::Success);
+    }
+    Err(Failure::error(Exit::MachineDied, format!("QEMU {}", crate::process::status_words(status))))
+}

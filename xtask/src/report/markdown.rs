@@ -1,0 +1,177 @@
+//! report.md: what was run, on what, what came out, how to read it, how to repeat it. And the index of runs.
+
+use super::{interval, mark, storm, value, verdict};
+use crate::compare::{Comparison, MAIN_METRIC, Row, of_run};
+use crate::kernel::Kernel;
+use crate::process::shown;
+use crate::results::Run;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+/// How to read a report, for somebody who has not read ARCHITECTURE.md.
+const READING: &str = "\
+A boot is one observation; iterations within a boot are averaged. Kernels take turns, in a seeded, balanced order. The interval is a 95 % \
+bootstrap interval of the ratio over boots. The A/A control is the baseline measured a second time, as if it were a candidate: an \
+effect inside its interval is none. *Faster* and *slower* need an interval that excludes 1 and an effect beyond the control; \
+*equivalent* means that the whole interval lies within the margin; anything else is *inconclusive*.";
+
+/// The report.
+pub fn report(run: &Run, comparison: &Comparison) -> String {
+    let title = format!("# {} against {}{}\n", comparison.candidate, comparison.baseline, mark(comparison));
+    let parts = [
+        title,
+        withheld(comparison),
+        throughput(comparison),
+        setting(run, comparison),
+        latencies(comparison),
+        oracles(run),
+        READING.to_owned() + "\n",
+    ];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+fn withheld(comparison: &Comparison) -> String {
+    let lines = comparison.withheld.iter().map(|why| format!("* **No number** for {why}\n"));
+    lines.collect()
+}
+
+fn throughput(comparison: &Comparison) -> String {
+    let rows = comparison.rows.iter().filter(|row| row.metric == MAIN_METRIC).map(|row| line(storm(row), row));
+    table(&format!("Containers per second{}", mark(comparison)), "storm", comparison, rows.collect())
+}
+
+fn latencies(comparison: &Comparison) -> String {
+    let rows = comparison.rows.iter().filter(|row| row.metric != MAIN_METRIC);
+    let rows = rows.map(|row| line(format!("{}: {}", storm(row), row.metric), row));
+    table(&format!("Latency of single calls{}", mark(comparison)), "storm and metric", comparison, rows.collect())
+}
+
+fn line(first: String, row: &Row) -> String {
+    let (baseline, candidate) = (value(row.baseline, &row.unit), value(row.candidate, &row.unit));
+    let (ci, aa) = (interval(row.ratio_ci95), interval(row.aa_ratio_ci95));
+    format!("| {first} | {baseline} | {candidate} | {:.3} | {ci} | {aa} | {} |\n", row.ratio, verdict(row.verdict))
+}
+
+fn table(title: &str, first: &str, comparison: &Comparison, rows: Vec<String>) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let (baseline, candidate) = (&comparison.baseline, &comparison.candidate);
+    let header = format!("| {first} | {baseline} | {candidate} | ratio | 95 % interval | A/A control | verdict |\n");
+    format!("## {title}\n\n{header}|---|---:|---:|---:|---|---|---|\n{}", rows.concat())
+}
+
+fn setting(run: &Run, comparison: &Comparison) -> String {
+    let manifest = &run.manifest;
+    let info = &manifest.machine;
+    let mut command = Command::new("cargo");
+    command.arg("xtask").args(&manifest.command);
+    let boots = manifest.boots.iter().map(|boot| boot.boot + 1).max().unwrap_or(0);
+    let mut lines = vec![
+        format!("Command: `{}` at mountlab {}", shown(&command), manifest.mountlab_commit),
+        format!("Started: {}", manifest.started),
+        format!("Host: {}", manifest.host),
+        format!(
+            "Machine: {} {}, {} CPUs, {} MiB ({})",
+            info.kind, info.version, info.cpus, info.memory_mib, info.topology
+        ),
+        format!("Baseline: {}", kernel(&manifest.baseline)),
+    ];
+    lines.extend(manifest.candidate.iter().map(|candidate| format!("Candidate: {}", kernel(candidate))));
+    lines.push(format!(
+        "Boots: {boots} per kernel and control, {} iterations of each storm per boot after {} of warm-up; seed {}, margin {} %",
+        manifest.iterations, manifest.warmup_iterations, manifest.seed, comparison.margin * 100.0
+    ));
+    lines.extend(
+        manifest.points.iter().map(|point| {
+            format!("Storm: {}, {} inspection passes", crate::compare::name(point), point.inspection_passes)
+        }),
+    );
+    lines.extend(manifest.warnings.iter().map(|warning| format!("**Warning:** {warning}")));
+    format!("## What was run\n\n{}", lines.iter().map(|line| format!("* {line}\n")).collect::<String>())
+}
+
+fn kernel(kernel: &Kernel) -> String {
+    let patches = match kernel.series.len() {
+        0 => "no patches".to_owned(),
+        1 => "1 patch".to_owned(),
+        count => format!("{count} patches"),
+    };
+    let Kernel { name, base, key, compiler, .. } = kernel;
+    format!("{name}: Linux {base}, {patches}, kconfig {}, key {key}, {compiler}", kernel.kconfig.join("+"))
+}
+
+fn oracles(run: &Run) -> String {
+    let mut checks: BTreeMap<&str, u64> = BTreeMap::new();
+    for (name, count) in run.samples.iter().flat_map(|stored| &stored.sample.oracle.checks) {
+        *checks.entry(name).or_default() += count;
+    }
+    let failures: usize = run.samples.iter().map(|stored| stored.sample.oracle.failures.len()).sum();
+    let lines: String = checks.iter().map(|(name, count)| format!("* {name}: {count} checks\n")).collect();
+    format!("## Correctness, in the same run\n\n{lines}* failures: {failures}\n")
+}
+
+/// `results/README.md`: one line per storm of each run.
+pub fn index(runs: &[Run], results: &Path) -> String {
+    let mut text = "# Runs\n\nGenerated by `cargo xtask bench` and `report`; do not edit.\n\n\
+                    | run | storm | baseline | candidate | ratio | 95 % interval | verdict |\n|---|---|---|---|---:|---|---|\n"
+        .to_owned();
+    for run in runs {
+        let dir = run.dir.strip_prefix(results).unwrap_or(&run.dir).display();
+        match of_run(run) {
+            Ok(comparison) => text += &index_lines(&format!("[{dir}]({dir}/report.md)"), &comparison),
+            Err(_) => text += &format!("| {dir} | unfinished | | | | | |\n"),
+        }
+    }
+    text
+}
+
+fn index_lines(link: &str, comparison: &Comparison) -> String {
+    let mark = mark(comparison);
+    let main = comparison.rows.iter().filter(|row| row.metric == MAIN_METRIC);
+    let rows = main.map(|row| {
+        let (baseline, candidate) = (value(row.baseline, &row.unit), value(row.candidate, &row.unit));
+        let (ci, verdict) = (interval(row.ratio_ci95), verdict(row.verdict));
+        let (storm, ratio) = (storm(row), row.ratio);
+        format!(
+            "| {link} | {storm}{mark} | {} {baseline} | {} {candidate} | {ratio:.3} | {ci} | {verdict} |\n",
+            comparison.baseline, comparison.candidate
+        )
+    });
+    let withheld = comparison.withheld.iter().map(|why| format!("| {link} | {why} | | | | | withheld |\n"));
+    rows.chain(withheld).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::{Arm, fixture};
+
+    #[test]
+    fn a_report_says_what_how_and_on_what() {
+        let run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)]);
+        let text = report(&run, &of_run(&run).unwrap());
+        for part in [
+            "# patched against mainline\n",
+            "| detach, tmpfs, shared, 3 layers | 100 1/s | 200 1/s | 2.000 |",
+            "umount_latency_ns_p99",
+            "`cargo xtask bench --kernel patched` at mountlab 0123456789ab",
+            "* Host: a host",
+            "**Warning:** the host is busy",
+            "* layer_content: 720 checks",
+            "* failures: 0",
+            "seed 1, margin 5 %",
+        ] {
+            assert!(text.contains(part), "{part} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_index_links_each_run() {
+        let run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 50.0)]);
+        let text = index(&[run], Path::new("results"));
+        assert!(text.contains("| [mock/x-1](mock/x-1/report.md) | detach"), "{text}");
+        assert!(text.contains("| slower |"), "{text}");
+    }
+}

@@ -1,0 +1,72 @@
+//! Telling what a comparison found: on the terminal, as Markdown, as HTML with drawings, for CI.
+
+pub mod html;
+pub mod junit;
+mod markdown;
+mod svg;
+mod terminal;
+
+use crate::compare::{Comparison, Row, Verdict};
+use crate::results::{Run, write_atomically};
+use anyhow::Result;
+
+pub use markdown::index;
+pub use terminal::table;
+
+/// Writes comparison.json, report.md and report.html into the run's folder.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn write(run: &Run, comparison: &Comparison) -> Result<()> {
+    write_atomically(&run.dir.join("comparison.json"), &(serde_json::to_string_pretty(comparison)? + "\n"))?;
+    write_atomically(&run.dir.join("report.md"), &markdown::report(run, comparison))?;
+    write_atomically(&run.dir.join("report.html"), &html::report(run, comparison)?)
+}
+
+/// "faster".
+fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Faster => "faster",
+        Verdict::Slower => "slower",
+        Verdict::Equivalent => "equivalent",
+        Verdict::Inconclusive => "inconclusive",
+    }
+}
+
+/// "detach, tmpfs, shared, 10 layers".
+fn storm(row: &Row) -> String {
+    format!("{}, {}, {}, {} layers", row.profile, row.storage, row.propagation, row.layers)
+}
+
+/// "0.98 .. 1.02".
+fn interval(ci: [f64; 2]) -> String {
+    format!("{:.3} .. {:.3}", ci[0], ci[1])
+}
+
+/// A value with its unit in three or four digits: "84.1 1/s", "32.8 us".
+fn value(value: f64, unit: &str) -> String {
+    match unit {
+        "ns" if value >= 1e6 => format!("{:.2} ms", value / 1e6),
+        "ns" if value >= 1e3 => format!("{:.1} us", value / 1e3),
+        _ if value >= 100.0 => format!("{value:.0} {unit}"),
+        _ => format!("{value:.1} {unit}"),
+    }
+}
+
+/// What stands beside every figure that no clock has measured.
+fn mark(comparison: &Comparison) -> &'static str {
+    if comparison.simulated { " (simulated)" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_have_sensible_digits() {
+        assert_eq!(value(84.123, "1/s"), "84.1 1/s");
+        assert_eq!(value(1234.5, "1/s"), "1234 1/s");
+        assert_eq!(value(32_767.0, "ns"), "32.8 us");
+        assert_eq!(value(2_500_000.0, "ns"), "2.50 ms");
+    }
+}

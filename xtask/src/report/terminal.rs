@@ -1,0 +1,88 @@
+//! The answer on stdout: one line per storm, the control beside the effect.
+
+use super::{interval, mark, storm, value, verdict};
+use crate::compare::{Comparison, MAIN_METRIC};
+use crate::results::Run;
+
+/// The table.
+pub fn table(run: &Run, comparison: &Comparison) -> String {
+    let header =
+        ["storm", &comparison.baseline, &comparison.candidate, "ratio", "95 % interval", "A/A control", "verdict"];
+    let mut lines = vec![header.map(str::to_owned)];
+    for row in comparison.rows.iter().filter(|row| row.metric == MAIN_METRIC) {
+        lines.push([
+            storm(row),
+            value(row.baseline, &row.unit),
+            value(row.candidate, &row.unit),
+            format!("{:.3}", row.ratio),
+            interval(row.ratio_ci95),
+            interval(row.aa_ratio_ci95),
+            verdict(row.verdict).to_owned(),
+        ]);
+    }
+    let mut text = String::new();
+    if lines.len() > 1 {
+        text += &format!("containers per second{}, {}\n{}", mark(comparison), where_measured(run), aligned(&lines));
+    }
+    for why in &comparison.withheld {
+        text += &format!("no number for {why}\n");
+    }
+    text + &format!("report: {}\n", run.dir.join("report.md").display())
+}
+
+/// "tcg, 2 CPUs, 5 boots each".
+fn where_measured(run: &Run) -> String {
+    let info = &run.manifest.machine;
+    let boots = run.manifest.boots.iter().map(|boot| boot.boot + 1).max().unwrap_or(0);
+    format!("{}, {} CPUs, {boots} boots each", info.kind, info.cpus)
+}
+
+fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for line in lines {
+        let cells: Vec<String> = line.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text += &format!("  {}\n", cells.join("  ").trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::of_run;
+    use crate::results::{Arm, fixture};
+
+    fn run() -> Run {
+        fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)])
+    }
+
+    #[test]
+    fn effect_and_control_stand_side_by_side() {
+        let run = run();
+        let text = table(&run, &of_run(&run).unwrap());
+        assert!(text.starts_with("containers per second, mock, 2 CPUs, 3 boots each\n"), "{text}");
+        let row = text.lines().nth(2).unwrap();
+        for part in ["detach, tmpfs, shared, 3 layers", "100 1/s", "200 1/s", "2.000", "faster"] {
+            assert!(row.contains(part), "{part} is missing in: {row}");
+        }
+        assert_eq!(row.matches(" .. ").count(), 2, "{row}");
+    }
+
+    #[test]
+    fn simulated_figures_say_so() {
+        let run = run();
+        let comparison = Comparison { simulated: true, ..of_run(&run).unwrap() };
+        assert!(table(&run, &comparison).starts_with("containers per second (simulated)"));
+    }
+
+    #[test]
+    fn a_withheld_storm_has_a_reason_and_no_figure() {
+        let run = run();
+        let comparison =
+            Comparison { rows: Vec::new(), withheld: vec!["detach: owned by 0".into()], ..of_run(&run).unwrap() };
+        let text = table(&run, &comparison);
+        assert!(text.starts_with("no number for detach: owned by 0\n"), "{text}");
+    }
+}
