@@ -104,14 +104,13 @@ impl Job<'_> {
         cache.need_space(NEEDED_MIB, "building a kernel")?;
         fs::create_dir_all(self.dir)?;
         self.tree.make()?;
-        let (build, is_copy) = self.tree.build_dir(&self.kconfig.name())?;
+        let (build, is_warm) = self.tree.build_dir(&self.kconfig.name())?;
         self.configure(&build)?;
-        let steps = Steps::of(cache, &self.kconfig.name(), is_copy);
+        let steps = Steps::of(cache, &self.kconfig.name(), is_warm);
         let done = self.compile(&build, &steps, &mut stage)?;
         steps.remember(done);
         let kernel = self.store(&build)?;
-        self.tree.drop_build(&build);
-        stage.finish(format!("{done} objects{}", if is_copy { ", the others are mainline's" } else { "" }));
+        stage.finish(format!("{done} objects{}", if is_warm { ", the others were there" } else { "" }));
         Ok(kernel)
     }
 
@@ -199,11 +198,11 @@ struct Steps {
 }
 
 impl Steps {
-    fn of(cache: &Cache, kconfig: &str, is_copy: bool) -> Steps {
-        let kind = if is_copy { "copied" } else { "whole" };
+    fn of(cache: &Cache, kconfig: &str, is_warm: bool) -> Steps {
+        let kind = if is_warm { "warm" } else { "cold" };
         let file = cache.dir().join(format!("steps-{kconfig}-{kind}"));
         let remembered = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
-        Steps { expected: remembered.or((!is_copy).then_some(STEPS_ESTIMATE)), file }
+        Steps { expected: remembered.or((!is_warm).then_some(STEPS_ESTIMATE)), file }
     }
 
     fn remember(&self, done: u64) {
@@ -212,7 +211,7 @@ impl Steps {
     }
 }
 
-/// Steps of a whole build of base + bench, for the first bar ever shown.
+/// Steps of a cold build of base + bench, for the first bar ever shown.
 const STEPS_ESTIMATE: u64 = 1900;
 
 #[cfg(test)]

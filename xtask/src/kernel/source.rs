@@ -1,7 +1,7 @@
 //! Where the base comes from: what the user gives, the cache, then each source of the catalog until one works.
 
 use super::base::{self, BaseTree, cached, install, list, names};
-use super::catalog::{Base, Source, is_kernel_tree};
+use super::catalog::{Base, Source};
 use super::stage::Stage;
 use super::{apt, digest, download};
 use crate::cache::Cache;
@@ -81,10 +81,6 @@ fn from_path(base: &Base, cache: &Cache, path: &Path, events: Events<'_>) -> Res
     let missing = |error| Failure::error(Exit::Usage, format!("--source {}: {error}", path.display()));
     let path = path.canonicalize().map_err(missing)?;
     let is_tree = path.is_dir();
-    if is_tree && !is_kernel_tree(&path) {
-        let message = format!("--source {}: no kernel tree (no Makefile and Kconfig in it)", path.display());
-        return Err(Failure::error(Exit::WrongBase, message));
-    }
     let origin = if is_tree { origin_of_tree(base, &path)? } else { origin_of_tarball(&path)? };
     match cached(base, cache) {
         Ok(Some(tree)) if tree.origin == origin => Ok(tree),
