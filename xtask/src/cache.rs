@@ -22,7 +22,11 @@ impl Cache {
         Cache::lock_at(&folder(std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from), std::env::home_dir())?)
     }
 
-    fn lock_at(dir: &Path) -> Result<Cache> {
+    /// Opens and locks another folder.
+    ///
+    /// # Errors
+    /// As [`Cache::lock`].
+    pub fn lock_at(dir: &Path) -> Result<Cache> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make the cache folder {}", dir.display()))?;
         let path = dir.join("lock");
         let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
@@ -48,9 +52,15 @@ impl Cache {
     /// The disk is too full: says what is needed and what is free.
     pub fn need_space(&self, needed_mib: u64, what: &str) -> Result<()> {
         let free = nix::sys::statvfs::statvfs(&self.dir)?;
-        let free_mib = free.blocks_available() as u64 * free.fragment_size() as u64 / (1 << 20);
+        let free_mib = free.blocks_available() * free.fragment_size() / (1 << 20);
         enough(&self.dir, needed_mib, free_mib, what)
     }
+}
+
+/// `error` as "no disk space" if that is what its command's log says: make and tar exit with their own codes.
+pub fn or_no_space(error: anyhow::Error) -> anyhow::Error {
+    let message = format!("{error:#}");
+    if message.contains("No space left on device") { Failure::error(Exit::NoSpace, message) } else { error }
 }
 
 fn folder(xdg: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf> {
@@ -108,6 +118,13 @@ mod tests {
         assert_eq!(exit_code(&error), Exit::NoSpace);
         assert!(error.to_string().contains("needs 3000 MiB") && error.to_string().contains("287 MiB are free"));
         assert!(enough(Path::new("/c"), 287, 287, "x").is_ok());
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_on_the_way_is_told_apart() {
+        let error = || anyhow::anyhow!("`make` ended with exit status 2\n  | as: can't write: No space left on device");
+        assert_eq!(exit_code(&or_no_space(error())), Exit::NoSpace);
+        assert_eq!(exit_code(&or_no_space(anyhow::anyhow!("x"))), Exit::Unavailable);
     }
 
     #[test]

@@ -1,387 +1,255 @@
-//! From a recipe to a bootable image. What is built is never built twice.
-//!
-//! A tree is a copy of its base by hard links, patched by replacing files. Its build folder begins as a copy of the build of a shorter
-//! prefix, and every tree is moved to one and the same path while it is built: so make sees the same commands as
-//! before, and rebuilds only what the patched files reach. (Without that, objtool is rebuilt, and with it everything.)
+//! Builds a kernel, once: what is finished lies in the cache under its key.
 
-use super::catalog::{Base, Recipe, Tree};
-use super::patch::Patch;
-use super::source::{self, hex};
-use super::{Kernel, kconfig, series};
-use crate::cache::Cache;
-use crate::event::{Event, Events};
-use crate::failure::{Exit, Failure};
-use crate::process::{Task, check_interrupt};
-use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use super::kconfig::Kconfig;
+use super::stage::Stage;
+use super::tree::Tree;
+use super::{Kernel, digest};
+use crate::cache::{Cache, or_no_space};
+use crate::event::Events;
+use crate::failure::Exit;
+use crate::process::Task;
+use anyhow::{Context, Result, ensure};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 use xshell::{Shell, cmd};
 
-/// A build takes 0.2 GiB, with lockdep or KASAN 0.6.
-const BUILD_MIB: u64 = 1000;
+/// The image, in a build folder.
+pub const BZIMAGE: &str = "arch/x86/boot/bzImage";
 
-/// Limit of one build: an hour. A cold one takes five to nine minutes on two cores.
-const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+/// Longest build: kasan on one slow CPU.
+const BUILD_LIMIT: Duration = Duration::from_secs(4 * 3600);
 
-/// Steps of a cold build, for the first one's progress; later ones know from the build before.
-const STEPS: u64 = 2200;
+/// Longest configuration; it compiles kconfig first.
+const CONFIG_LIMIT: Duration = Duration::from_secs(600);
 
-/// Everything a build is made of.
-pub struct Order<'a> {
-    /// What to build.
-    pub recipe: &'a Recipe,
-    /// The catalog's base.
-    pub base: &'a Base,
-    /// The unpatched tree.
-    pub pristine: &'a Path,
-    /// Fragment names.
-    pub fragments: &'a [&'a str],
-    /// Their text.
-    pub config: &'a str,
-    /// The cache.
-    pub cache: &'a Cache,
-}
+/// Space for the objects and images of a build, MiB. kasan's objects are the largest.
+const NEEDED_MIB: u64 = 1000;
 
-impl Order<'_> {
-    /// Builds, or finds what was built.
-    ///
-    /// # Errors
-    /// A patch that does not apply, an option that did not take, make's last lines, a full disk.
-    pub fn fill(&self, events: Events<'_>) -> Result<Kernel> {
-        let compiler = compiler()?;
-        let key = self.key(&self.recipe.patches, &compiler)?;
-        let build = self.build_dir(&self.recipe.patches)?;
-        if let Some(kernel) = finished(&build, &key) {
-            return Ok(Kernel { name: self.recipe.name.clone(), ..kernel });
-        }
-        self.cache.need_space(BUILD_MIB, "building a kernel")?;
-        Site::recover(self.cache.dir())?;
-        self.make_tree()?;
-        self.begin_build(&build, &compiler)?;
-        let kernel = {
-            let site = Site::enter(self.cache.dir(), &self.tree_dir(&self.recipe.patches)?)?;
-            self.make(&site.path.join(self.build_name()), key, compiler, events)?
-        };
-        let kernel = kernel.located(&build);
-        let json = serde_json::to_string_pretty(&kernel)?;
-        fs::write(build.join("kernel.json"), json).context("cannot write kernel.json")?;
-        Ok(kernel)
-    }
+/// Part of each key. Change it when this file builds another kernel from the same source, config and compiler.
+const BUILD_RECIPE: &str = "build 1";
 
-    /// Hash of everything that makes a difference to the image.
-    fn key(&self, patches: &[Patch], compiler: &str) -> Result<String> {
-        let mut hash = Sha256::new();
-        hash.update(source::identity(&self.recipe.tree, self.base, self.pristine)?);
-        for part in patches.iter().map(|patch| patch.text.as_str()).chain([self.config, compiler]) {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-        Ok(hex(&hash.finalize())[..16].to_owned())
-    }
+/// Digits of the key in `uname -r`.
+const RELEASE_DIGITS: usize = 8;
 
-    /// Hash of source and patches: the name of the tree.
-    fn tree_dir(&self, patches: &[Patch]) -> Result<PathBuf> {
-        let mut hash = Sha256::new();
-        hash.update(source::identity(&self.recipe.tree, self.base, self.pristine)?);
-        patches.iter().for_each(|patch| hash.update(&patch.text));
-        Ok(self.cache.dir().join("trees").join(&hex(&hash.finalize())[..16]))
-    }
+/// Variables of the caller's environment that would change the build.
+const UNWANTED_ENV: [&str; 14] = [
+    "ARCH",
+    "SUBARCH",
+    "CROSS_COMPILE",
+    "CC",
+    "HOSTCC",
+    "LD",
+    "LLVM",
+    "KCFLAGS",
+    "KCPPFLAGS",
+    "HOSTCFLAGS",
+    "KBUILD_OUTPUT",
+    "KCONFIG_CONFIG",
+    "MAKEFLAGS",
+    "LOCALVERSION",
+];
 
-    fn build_dir(&self, patches: &[Patch]) -> Result<PathBuf> {
-        Ok(self.tree_dir(patches)?.join(self.build_name()))
-    }
-
-    fn build_name(&self) -> String {
-        format!("build-{}", self.fragments.join("-"))
-    }
-
-    /// The patched tree, whole or not at all.
-    fn make_tree(&self) -> Result<()> {
-        let tree = self.tree_dir(&self.recipe.patches)?;
-        if tree.exists() {
-            return Ok(());
-        }
-        let parent = tree.parent().context("a tree has a parent folder")?;
-        fs::create_dir_all(parent)?;
-        let scratch = tempfile::tempdir_in(parent)?;
-        let copy = scratch.path().join("tree");
-        copy_tree(self.pristine, &copy)?;
-        series::apply_all(&self.recipe.patches, &copy)?;
-        fs::rename(&copy, &tree).with_context(|| format!("cannot move the patched tree to {}", tree.display()))
-    }
-
-    /// Starts from the build of the longest shorter prefix, if there is one with the same configuration and compiler.
-    fn begin_build(&self, build: &Path, compiler: &str) -> Result<()> {
-        if build.join("kernel.json").exists() || build.join(".config").exists() {
-            return self.touch_patched();
-        }
-        let count = if self.recipe.tree == Tree::Base { self.recipe.patches.len() } else { 0 };
-        for shorter in (0..count).rev() {
-            let patches = &self.recipe.patches[..shorter];
-            let from = self.build_dir(patches)?;
-            if finished(&from, &self.key(patches, compiler)?).is_some() {
-                copy_build(&from, build)?;
-                return self.touch_patched();
-            }
-        }
-        fs::create_dir_all(build).with_context(|| format!("cannot make {}", build.display()))
-    }
-
-    /// Gives the patched files a new time. Their tree may be older than the objects that were copied into it, and make
-    /// would then take an object of the unpatched file for a good one.
-    fn touch_patched(&self) -> Result<()> {
-        let tree = self.tree_dir(&self.recipe.patches)?;
-        for change in self.recipe.patches.iter().flat_map(|patch| &patch.files).filter(|change| change.new.is_some()) {
-            let path = tree.join(change.path());
-            File::open(&path)?
-                .set_modified(SystemTime::now())
-                .with_context(|| format!("cannot touch {}", path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn make(&self, build: &Path, key: String, compiler: String, events: Events<'_>) -> Result<Kernel> {
-        let _ = fs::remove_file(build.join("kernel.json"));
-        self.configure(build)?;
-        self.compile(build, &key, events)?;
-        let release =
-            fs::read_to_string(build.join("include/config/kernel.release")).context("the build names no release")?;
-        let kernel = Kernel {
-            name: self.recipe.name.clone(),
-            key,
-            release: release.trim().to_owned(),
-            base: source::version_of(self.pristine)?,
-            series: self.recipe.patches.iter().map(|patch| patch.slug.clone()).collect(),
-            kconfig: self.fragments.iter().map(|&fragment| fragment.to_owned()).collect(),
-            compiler,
-            ..Kernel::default()
-        };
-        Ok(kernel)
-    }
-
-    /// allnoconfig with the fragments on top: nothing is in the kernel that no fragment asks for.
-    fn configure(&self, build: &Path) -> Result<()> {
-        let fragments = build.join("requested.config");
-        fs::write(&fragments, self.config)?;
-        let mut make = self.make_command(build)?;
-        make.arg(format!("KCONFIG_ALLCONFIG={}", fragments.display())).arg("allnoconfig");
-        Task::new(make).limit(Duration::from_secs(120)).log(build.join("config.log")).run()?;
-        kconfig::check(self.config, &build.join(".config"))
-    }
-
-    fn compile(&self, build: &Path, key: &str, events: Events<'_>) -> Result<()> {
-        let stage = format!("build {} ({})", self.recipe.name, self.fragments.join("+"));
-        let steps_path = self.cache.dir().join(format!("steps-{}", self.fragments.join("-")));
-        let known = fs::read_to_string(&steps_path).ok().and_then(|text| text.trim().parse().ok());
-        let warm = build.join("vmlinux").exists();
-        let total = (!warm).then_some(known.unwrap_or(STEPS));
-        let mut make = self.make_command(build)?;
-        make.arg(format!("--jobs={}", std::thread::available_parallelism()?));
-        // The release names the key: a guest cannot run another kernel than the host believes.
-        make.arg(format!("LOCALVERSION=-lab-{}", &key[..8])).args(["bzImage", "vmlinux"]);
-        let start = Instant::now();
-        events.hear(&Event::StageStarted { stage: stage.clone() });
-        let mut shown = 0;
-        let log = build.join("build.log");
-        let output = Task::new(make)
-            .limit(BUILD_LIMIT)
-            .log(&log)
-            .on_failure(Exit::Unavailable, "mend the source or the configuration, then run the same command again")
-            .run_watched(|log| {
-                // Counting costs a read of the log; the log only grows, so its length says whether anything is new.
-                let length = fs::metadata(log).map_or(0, |metadata| metadata.len());
-                if length > shown + 2000 {
-                    shown = length;
-                    let done = steps(&fs::read_to_string(log).unwrap_or_default());
-                    events.hear(&Event::StageProgress { stage: stage.clone(), done, total, unit: "objects" });
-                }
-            })?;
-        if !warm {
-            fs::write(steps_path, steps(&output).to_string())?;
-        }
-        events.hear(&Event::StageFinished { stage, result: key.to_owned(), elapsed: start.elapsed() });
-        check_interrupt("the build")
-    }
-
-    /// make, with everything fixed that would make two builds of one source differ.
-    fn make_command(&self, build: &Path) -> Result<Command> {
-        let mut make = Command::new("make");
-        make.current_dir(build.parent().context("a build folder lies in its tree")?);
-        make.arg(format!("O={}", build.file_name().context("a build folder has a name")?.display()));
-        make.env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
-            .env("KBUILD_BUILD_USER", "mountlab")
-            .env("KBUILD_BUILD_HOST", "mountlab");
-        // What cargo and the user's shell export must not reach the kernel's make.
-        for name in ["MAKEFLAGS", "MFLAGS", "CARGO_MAKEFLAGS", "CFLAGS", "KCFLAGS", "ARCH", "CROSS_COMPILE"] {
-            make.env_remove(name);
-        }
-        Ok(make)
-    }
-}
-
-/// The one path at which every tree is built. The tree goes home when this is dropped, or, after a crash, before the next build.
-struct Site {
-    path: PathBuf,
-    home: PathBuf,
-}
-
-impl Site {
-    /// Moves home what a crash left at the site; what make had finished by then is not made again.
-    fn recover(cache: &Path) -> Result<()> {
-        let (path, note) = (cache.join("site"), cache.join("site.home"));
-        if path.exists() {
-            let home = PathBuf::from(fs::read_to_string(note).context("a build was cut short, and its note is gone")?);
-            drop(Site { path, home });
-        }
-        Ok(())
-    }
-
-    /// Moves a tree to the site.
-    fn enter(cache: &Path, home: &Path) -> Result<Site> {
-        let path = cache.join("site");
-        fs::write(cache.join("site.home"), home.as_os_str().as_encoded_bytes())?;
-        fs::rename(home, &path).with_context(|| format!("cannot move {} to the building site", home.display()))?;
-        Ok(Site { path, home: home.to_owned() })
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        if let Err(error) = fs::rename(&self.path, &self.home) {
-            eprintln!("mountlab: cannot move {} back to {}: {error}", self.path.display(), self.home.display());
-        }
-    }
-}
-
-/// A finished build with this key.
-fn finished(build: &Path, key: &str) -> Option<Kernel> {
-    let text = fs::read_to_string(build.join("kernel.json")).ok()?;
-    let kernel: Kernel = serde_json::from_str(&text).ok()?;
-    let kernel = kernel.located(build);
-    (kernel.key == key && kernel.bzimage.exists()).then_some(kernel)
-}
-
-/// Copies a tree by hard links; on another file system by content.
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    let shell = Shell::new()?;
-    let copy = |how: &str| {
-        Task::new(cmd!(shell, "cp --archive {how} {from} {to}"))
-            .limit(Duration::from_secs(600))
-            .on_failure(Exit::NoSpace, "free some space")
-            .run()
-    };
-    if copy("--link").is_err() {
-        let _ = fs::remove_dir_all(to);
-        copy("--reflink=auto")?;
-    }
-    // What an earlier build left in a user's tree is no part of the source.
-    for entry in fs::read_dir(to)?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("build-") && entry.path().join(".config").exists() {
-            fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Copies a build folder with its times, whole or not at all; the mark of a finished build stays behind.
-fn copy_build(from: &Path, to: &Path) -> Result<()> {
-    let scratch = to.with_extension("copying");
-    let _ = fs::remove_dir_all(&scratch);
-    let shell = Shell::new()?;
-    Task::new(cmd!(shell, "cp --archive --reflink=auto {from} {scratch}"))
-        .limit(Duration::from_secs(600))
-        .on_failure(Exit::NoSpace, "free some space")
-        .run()?;
-    let _ = fs::remove_file(scratch.join("kernel.json"));
-    fs::rename(&scratch, to).with_context(|| format!("cannot move a build to {}", to.display()))
-}
-
-/// Lines of make that stand for a step: "  CC      fs/namespace.o".
-fn steps(log: &str) -> u64 {
-    log.lines()
-        .filter(|line| line.starts_with("  ") && line.as_bytes().get(2).is_some_and(u8::is_ascii_uppercase))
-        .count() as u64
-}
-
-/// First lines of `gcc --version` and `ld --version`.
-fn compiler() -> Result<String> {
-    let first = |program: &str| -> Result<String> {
-        let shell = Shell::new()?;
-        let command = cmd!(shell, "{program} --version");
-        let hint = "install what `cargo xtask setup` lists";
-        let output = Task::new(command).limit(Duration::from_secs(20)).on_failure(Exit::Unavailable, hint).run()?;
-        Ok(output.lines().next().unwrap_or_default().to_owned())
-    };
-    Ok(format!("{}; {}", first("gcc")?, first("ld")?))
-}
-
-/// Whether a kernel of this recipe is built, without building it.
-pub fn is_built(order: &Order<'_>) -> bool {
-    let found = || -> Result<bool> {
-        let key = order.key(&order.recipe.patches, &compiler()?)?;
-        Ok(finished(&order.build_dir(&order.recipe.patches)?, &key).is_some())
-    };
-    found().unwrap_or(false)
-}
-
-/// Runs checkpatch.pl --strict over a patch, with the rules of the tree it is for.
+/// The kernel of a tree and a kconfig: from the cache, or built now.
 ///
 /// # Errors
-/// What it complains about.
-pub fn checkpatch(tree: &Path, patch: &Path) -> Result<()> {
-    let shell = Shell::new()?;
-    let perl = cmd!(shell, "perl {tree}/scripts/checkpatch.pl --strict --terse --root {tree} {patch}");
-    let hint = "mend the patch: its style is part of the series";
-    Task::new(perl).limit(Duration::from_secs(60)).on_failure(Exit::PatchRejected, hint).run().map(drop)
+/// No space, an option that vanished, or a build that fails; its log stays.
+pub fn build(name: &str, tree: &Tree, kconfig: &Kconfig, cache: &Cache, events: Events<'_>) -> Result<Kernel> {
+    let compiler = format!("{}; {}", first_line("gcc")?, first_line("ld")?);
+    let key = digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, &compiler]);
+    let dir = cache.dir().join("kernels").join(&key);
+    let stored = match stored(&dir) {
+        Some(kernel) => kernel,
+        None => {
+            let label = format!("build {name} ({})", kconfig.name());
+            let job = Job { tree, kconfig, key: &key, dir: &dir, compiler };
+            job.run(Stage::start(events, label), cache).map_err(or_no_space)?
+        }
+    };
+    // Another name, and patches with other names, may mean the same kernel.
+    Ok(Kernel { name: name.to_owned(), series: tree.series.clone(), ..stored })
 }
 
-/// A failure that says which prefix of a queue it belongs to.
-pub fn prefix_failed(error: anyhow::Error, count: usize) -> anyhow::Error {
-    let exit = crate::failure::exit_code(&error);
-    Failure::error(exit, format!("the prefix of {count} patches does not build:\n{error:#}"))
+/// A finished kernel of the cache.
+pub fn stored(dir: &Path) -> Option<Kernel> {
+    let text = fs::read_to_string(dir.join("kernel.json")).ok()?;
+    let kernel = located(serde_json::from_str(&text).ok()?, dir);
+    (kernel.bzimage.is_file() && kernel.vmlinux.is_file()).then_some(kernel)
 }
+
+/// With the paths that its folder gives it; they belong to one host and are not written down.
+fn located(kernel: Kernel, dir: &Path) -> Kernel {
+    Kernel { bzimage: dir.join("bzImage"), vmlinux: dir.join("vmlinux"), ..kernel }
+}
+
+fn first_line(program: &str) -> Result<String> {
+    let sh = Shell::new()?;
+    let output = Task::new(cmd!(sh, "{program} --version")).run()?;
+    Ok(output.lines().next().unwrap_or_default().to_owned())
+}
+
+/// One build.
+struct Job<'a> {
+    tree: &'a Tree,
+    kconfig: &'a Kconfig,
+    key: &'a str,
+    /// Where the finished kernel goes.
+    dir: &'a Path,
+    compiler: String,
+}
+
+impl Job<'_> {
+    fn run(&self, mut stage: Stage<'_>, cache: &Cache) -> Result<Kernel> {
+        cache.need_space(NEEDED_MIB, "building a kernel")?;
+        fs::create_dir_all(self.dir)?;
+        self.tree.make()?;
+        let (build, is_warm) = self.tree.build_dir(&self.kconfig.name())?;
+        self.configure(&build)?;
+        let steps = Steps::of(cache, &self.kconfig.name(), is_warm);
+        let done = self.compile(&build, &steps, &mut stage)?;
+        steps.remember(done);
+        let kernel = self.store(&build)?;
+        stage.finish(format!("{done} objects{}", if is_warm { ", the others were there" } else { "" }));
+        Ok(kernel)
+    }
+
+    fn make(&self, build: &Path) -> Command {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&self.tree.dir).arg(format!("O={}", build.display()));
+        make.arg(format!("LOCALVERSION={}", local_version(self.key)));
+        // The same source must give the same bytes, whoever builds it and when.
+        make.args([
+            "KBUILD_BUILD_TIMESTAMP=1970-01-01",
+            "KBUILD_BUILD_USER=lab",
+            "KBUILD_BUILD_HOST=lab",
+            "KBUILD_BUILD_VERSION=1",
+        ]);
+        for name in UNWANTED_ENV {
+            make.env_remove(name);
+        }
+        make.env("LC_ALL", "C");
+        make
+    }
+
+    fn configure(&self, build: &Path) -> Result<()> {
+        let wanted = build.join("all.config");
+        fs::write(&wanted, &self.kconfig.text)?;
+        let mut make = self.make(build);
+        make.arg(format!("KCONFIG_ALLCONFIG={}", wanted.display())).arg("allnoconfig");
+        Task::new(make).limit(CONFIG_LIMIT).on_failure(Exit::Unavailable, HINT).run()?;
+        self.kconfig.check(&fs::read_to_string(build.join(".config"))?)
+    }
+
+    /// Compiles; returns how many steps it took.
+    fn compile(&self, build: &Path, steps: &Steps, stage: &mut Stage<'_>) -> Result<u64> {
+        let mut make = self.make(build);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        make.arg(format!("-j{cpus}")).args(["bzImage", "vmlinux"]);
+        let task =
+            Task::new(make).limit(BUILD_LIMIT).log(self.dir.join("build.log")).on_failure(Exit::Unavailable, HINT);
+        let done = |log: &Path| count_steps(&fs::read_to_string(log).unwrap_or_default());
+        let log = task.run_watched(|log| stage.progress("objects", || (done(log), steps.expected)))?;
+        Ok(count_steps(&log))
+    }
+
+    /// Copies the images out of the build folder and writes `kernel.json`, which makes the kernel exist, last.
+    fn store(&self, build: &Path) -> Result<Kernel> {
+        let release = fs::read_to_string(build.join("include/config/kernel.release"))?.trim().to_owned();
+        let expected = local_version(self.key);
+        ensure!(release.ends_with(&expected), "the kernel calls itself {release}, which does not end with {expected}");
+        for (from, to) in [(BZIMAGE, "bzImage"), ("vmlinux", "vmlinux"), (".config", "config")] {
+            fs::copy(build.join(from), self.dir.join(to)).with_context(|| format!("the build made no {from}"))?;
+        }
+        let kernel = Kernel {
+            key: self.key.to_owned(),
+            release,
+            base: self.tree.version.clone(),
+            series: self.tree.series.clone(),
+            kconfig: self.kconfig.names.clone(),
+            compiler: self.compiler.clone(),
+            ..Kernel::default()
+        };
+        let file = tempfile::NamedTempFile::new_in(self.dir)?;
+        fs::write(file.path(), serde_json::to_string_pretty(&kernel)?)?;
+        file.persist(self.dir.join("kernel.json"))?;
+        Ok(located(kernel, self.dir))
+    }
+}
+
+const HINT: &str = "if a program or a header is missing, run `cargo xtask setup`; if the source is broken, mend it";
+
+/// What follows the version in `uname -r`: the host knows by it which kernel a guest runs.
+fn local_version(key: &str) -> String {
+    format!("-lab-{}", &key[..RELEASE_DIGITS])
+}
+
+/// Lines of a quiet build's log that stand for a step: two blanks, then the tool in capitals.
+fn count_steps(log: &str) -> u64 {
+    let is_step =
+        |line: &&str| line.strip_prefix("  ").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
+    log.lines().filter(is_step).count() as u64
+}
+
+/// How many steps to expect, as the last build of the kind took.
+struct Steps {
+    expected: Option<u64>,
+    file: PathBuf,
+}
+
+impl Steps {
+    fn of(cache: &Cache, kconfig: &str, is_warm: bool) -> Steps {
+        let kind = if is_warm { "warm" } else { "cold" };
+        let file = cache.dir().join(format!("steps-{kconfig}-{kind}"));
+        let remembered = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+        Steps { expected: remembered.or((!is_warm).then_some(STEPS_ESTIMATE)), file }
+    }
+
+    fn remember(&self, done: u64) {
+        // Only a guess for the next progress bar: not worth an error.
+        let _ = fs::write(&self.file, done.to_string());
+    }
+}
+
+/// Steps of a cold build of base + bench, for the first bar ever shown.
+const STEPS_ESTIMATE: u64 = 1900;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_goes_home_after_a_build_and_after_a_crash() {
-        let cache = tempfile::tempdir().unwrap();
-        let (one, two) = (cache.path().join("one"), cache.path().join("two"));
-        fs::create_dir(&one).unwrap();
-        fs::create_dir(&two).unwrap();
-        let site = Site::enter(cache.path(), &one).unwrap();
-        assert!(!one.exists() && site.path.exists());
-        // A crash: nobody moves the tree back.
-        std::mem::forget(site);
-        Site::recover(cache.path()).unwrap();
-        drop(Site::enter(cache.path(), &two).unwrap());
-        assert!(one.exists() && two.exists() && !cache.path().join("site").exists());
-    }
-
-    #[test]
     fn steps_are_counted_and_other_lines_are_not() {
-        assert_eq!(
-            steps("make[1]: Entering\n  CC      fs/namespace.o\n  LD      vmlinux\n  warning: x\nfs/x.c: note\n"),
-            2
-        );
+        let log = "make[1]: Entering directory\n  CC      fs/namespace.o\n  AR      fs/built-in.a\nfs/a.c: In function\n   12 | x\n  LD      vmlinux\n";
+        assert_eq!(count_steps(log), 3);
     }
 
     #[test]
-    fn an_unfinished_or_other_build_is_not_taken() {
+    fn a_release_carries_the_start_of_the_key() {
+        assert_eq!(local_version("0123456789abcdef"), "-lab-01234567");
+    }
+
+    #[test]
+    fn a_kernel_exists_when_its_record_and_its_images_do() {
         let dir = tempfile::tempdir().unwrap();
-        let kernel = Kernel { key: "k".into(), ..Kernel::default() }.located(dir.path());
-        fs::create_dir_all(kernel.bzimage.parent().unwrap()).unwrap();
-        assert!(finished(dir.path(), "k").is_none());
+        let image = dir.path().join("bzImage");
+        let kernel = located(Kernel { name: "x".into(), ..Kernel::default() }, dir.path());
+        fs::write(&kernel.vmlinux, "").unwrap();
         fs::write(dir.path().join("kernel.json"), serde_json::to_string(&kernel).unwrap()).unwrap();
-        assert!(finished(dir.path(), "k").is_none(), "no image yet");
-        fs::write(&kernel.bzimage, "").unwrap();
-        assert_eq!(finished(dir.path(), "k"), Some(kernel));
-        assert!(finished(dir.path(), "other").is_none());
+        assert_eq!(stored(dir.path()), None);
+        fs::write(&image, "").unwrap();
+        assert_eq!(stored(dir.path()), Some(kernel));
+        fs::write(dir.path().join("kernel.json"), "{").unwrap();
+        assert_eq!(stored(dir.path()), None);
+    }
+
+    #[test]
+    fn the_number_of_steps_is_remembered_per_kind_of_build() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::lock_at(dir.path()).unwrap();
+        assert_eq!(Steps::of(&cache, "bench", true).expected, None);
+        Steps::of(&cache, "bench", true).remember(42);
+        assert_eq!(Steps::of(&cache, "bench", true).expected, Some(42));
+        assert_eq!(Steps::of(&cache, "bench", false).expected, Some(STEPS_ESTIMATE));
     }
 }

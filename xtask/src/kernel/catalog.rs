@@ -1,4 +1,4 @@
-//! `kernel-patches/kernels.toml`, and what the names after `--kernel` mean.
+//! `kernels.toml`, and what a `--kernel` means.
 
 use super::patch::Patch;
 use super::series;
@@ -9,174 +9,220 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// `kernel-patches/`: the catalog, the queues and the mutants.
+#[derive(Debug)]
 pub struct Catalog {
-    /// What every kernel of the file is made of.
+    /// What all named kernels stand on.
     pub base: Base,
-    /// The names.
-    pub kernel: BTreeMap<String, Entry>,
-    /// `kernel-patches/`.
-    #[serde(skip)]
-    pub dir: PathBuf,
+    definitions: BTreeMap<String, Definition>,
+    dir: PathBuf,
 }
 
 /// The base version.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Base {
-    /// "7.3.4".
+    /// As `make kernelversion` says it.
     pub version: String,
+    /// Space that the unpacked tree takes, MiB.
+    pub unpacked_mib: u64,
     /// Where it may come from, in order.
-    pub source: Vec<Origin>,
-    /// SHA-256 by path.
+    #[serde(rename = "source")]
+    pub sources: Vec<Source>,
+    /// SHA-256 of each file that the series may touch, by path.
     pub files: BTreeMap<String, String>,
 }
 
 /// One place to get the base from.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Origin {
-    /// A tarball by URL.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Source {
+    /// A tarball on a web server.
     Tarball {
-        /// Where.
+        /// Its address.
         url: String,
     },
-    /// A Debian source package.
+    /// A Debian package that holds a source tarball, from the host's own mirror.
     Debian {
-        /// Name of the package.
+        /// Its name.
         package: String,
-        /// Suite that has it.
+        /// The suite that carries it; the host need not have it configured.
         suite: String,
     },
 }
 
-/// One name.
-#[derive(Clone, Debug, Deserialize)]
+/// What a name means.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
-    /// One line for a person.
+pub struct Definition {
+    /// One line for `kernel list`.
     pub about: String,
-    /// Folder of the queue, if any.
+    /// Folder of the patches; none means the base as it is.
     pub series: Option<String>,
 }
 
-/// A kernel to be made: a source and what goes on it.
-#[derive(Clone, Debug)]
-pub struct Recipe {
-    /// As the user wrote it.
-    pub name: String,
-    /// What it starts from.
-    pub tree: Tree,
-    /// In order.
-    pub patches: Vec<Patch>,
-}
-
-/// What a kernel starts from.
+/// What a kernel is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tree {
-    /// The catalog's base.
-    Base,
-    /// A tree of the user's.
-    Path(PathBuf),
-    /// A commit of a repository.
+pub enum Recipe {
+    /// The base with these patches, in order.
+    Base(Vec<Patch>),
+    /// Somebody's tree, as it is.
+    Tree(PathBuf),
+    /// A revision of a repository.
     Git {
-        /// As `git clone` takes it.
+        /// Where from.
         url: String,
         /// Branch, tag or commit.
         reference: String,
     },
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    base: Base,
+    kernel: BTreeMap<String, Definition>,
+}
+
 impl Catalog {
-    /// Reads the file.
+    /// Reads a checkout's catalog.
     ///
     /// # Errors
-    /// It is not there or malformed.
+    /// `kernels.toml` cannot be read or is malformed.
     pub fn load(root: &Path) -> Result<Catalog> {
-        let dir = root.join("kernel-patches");
+        Catalog::load_from(&root.join("kernel-patches"))
+    }
+
+    fn load_from(dir: &Path) -> Result<Catalog> {
         let path = dir.join("kernels.toml");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let catalog: Catalog = toml::from_str(&text).with_context(|| format!("{} is malformed", path.display()))?;
-        Ok(Catalog { dir, ..catalog })
+        let file: File = toml::from_str(&text).with_context(|| format!("{} is malformed", path.display()))?;
+        Ok(Catalog { base: file.base, definitions: file.kernel, dir: dir.to_owned() })
     }
 
-    /// What a word after `--kernel` means.
+    /// The names of a kernel's prefixes, from none of its patches to all.
     ///
     /// # Errors
-    /// Usage, listing what there is; or the queue is broken.
-    pub fn recipe(&self, name: &str) -> Result<Recipe> {
-        let recipe = |tree, patches| Ok(Recipe { name: name.to_owned(), tree, patches });
-        if let Some(git) = name.strip_prefix("git:") {
-            let (url, reference) = git.rsplit_once('#').unwrap_or((git, "HEAD"));
-            return recipe(Tree::Git { url: url.into(), reference: reference.into() }, Vec::new());
+    /// There is no such kernel, or its patches cannot be read.
+    pub fn prefixes(&self, name: &str) -> Result<Vec<String>> {
+        let definition = self.definitions.get(name).with_context(|| format!("kernels.toml defines no {name}"))?;
+        Ok((0..=self.queue(definition)?.len()).map(|count| format!("{name}@{count}")).collect())
+    }
+
+    /// The base, each kernel with its patches, and what else `--kernel` takes; for a person.
+    ///
+    /// # Errors
+    /// A queue cannot be read.
+    pub fn described(&self) -> Result<String> {
+        let mut text = format!("base: Linux {}\n", self.base.version);
+        for (name, definition) in &self.definitions {
+            text += &format!("{name}: {}\n", definition.about);
+            let patches = self.queue(definition)?;
+            text.extend(patches.iter().enumerate().map(|(at, patch)| format!("  {}. {}\n", at + 1, patch.slug)));
+        }
+        Ok(text + &self.choices() + "\n")
+    }
+
+    /// Folders of the queues that the named kernels use.
+    pub fn queues(&self) -> Vec<PathBuf> {
+        self.definitions.values().filter_map(|kernel| kernel.series.as_ref()).map(|name| self.dir.join(name)).collect()
+    }
+
+    /// Folder of the mutants.
+    pub fn mutants(&self) -> PathBuf {
+        self.dir.join("mutants")
+    }
+
+    /// What a `--kernel` means.
+    ///
+    /// # Errors
+    /// Nothing that exists (lists what does), or a patch that cannot be read.
+    pub fn resolve(&self, name: &str) -> Result<Recipe> {
+        if let Some(definition) = self.definitions.get(name) {
+            return self.queue(definition).map(Recipe::Base);
         }
         if let Some(mutant) = name.strip_prefix("mutant:") {
-            return recipe(Tree::Base, vec![self.mutant(mutant)?]);
+            return self.mutant(mutant);
         }
-        if name.contains('/') {
-            return recipe(Tree::Path(self.tree_of_user(name)?), Vec::new());
+        if let Some(url) = name.strip_prefix("git:") {
+            return git(url);
         }
-        let (known, count) = match name.split_once('@') {
-            Some((known, count)) => (known, Some(count)),
-            None => (name, None),
+        if let Some((name, count)) = name.split_once('@')
+            && let Some(definition) = self.definitions.get(name)
+        {
+            return self.prefix(name, definition, count);
+        }
+        self.tree(name)
+    }
+
+    fn queue(&self, definition: &Definition) -> Result<Vec<Patch>> {
+        definition.series.as_ref().map_or(Ok(Vec::new()), |series| series::read(&self.dir.join(series)))
+    }
+
+    fn prefix(&self, name: &str, definition: &Definition, count: &str) -> Result<Recipe> {
+        let mut patches = self.queue(definition)?;
+        match count.parse::<usize>() {
+            Ok(count) if count <= patches.len() => {
+                patches.truncate(count);
+                Ok(Recipe::Base(patches))
+            }
+            _ => {
+                Err(usage(format!("`{name}@{count}`: {name} has {} patches, so {name}@0 to {name}@{0}", patches.len())))
+            }
+        }
+    }
+
+    fn mutant(&self, name: &str) -> Result<Recipe> {
+        if !series::slugs_in(&self.mutants()).iter().any(|slug| slug == name) {
+            return Err(usage(format!("there is no mutant `{name}`\n{}", self.choices())));
+        }
+        Ok(Recipe::Base(vec![series::read_patch(&self.mutants(), name)?]))
+    }
+
+    fn tree(&self, name: &str) -> Result<Recipe> {
+        let path = Path::new(name);
+        if is_kernel_tree(path) {
+            return Ok(Recipe::Tree(path.canonicalize()?));
+        }
+        let why = match path.is_dir() {
+            true => format!("`{name}` is a folder, but no kernel tree (no Makefile and Kconfig in it)"),
+            false => format!("there is no kernel `{name}`"),
         };
-        let entry = self.kernel.get(known).ok_or_else(|| self.unknown(name))?;
-        let mut patches = self.patches(entry)?;
-        if let Some(count) = count {
-            let most = patches.len();
-            let count = count.parse().ok().filter(|count| *count <= most);
-            let count = count.ok_or_else(|| {
-                Failure::error(Exit::Usage, format!("'{name}': {known} has {most} patches, @0 to @{most}"))
-            })?;
-            patches.truncate(count);
+        Err(usage(format!("{why}\n{}", self.choices())))
+    }
+
+    /// Everything that `--kernel` takes, for a person.
+    pub fn choices(&self) -> String {
+        let names: Vec<&str> = self.definitions.keys().map(String::as_str).collect();
+        let mutants: Vec<String> =
+            series::slugs_in(&self.mutants()).iter().map(|slug| format!("mutant:{slug}")).collect();
+        format!(
+            "kernels: {}, patched@N (its first N patches), {}, the path of a kernel tree, git:URL#ref",
+            names.join(", "),
+            mutants.join(", ")
+        )
+    }
+}
+
+/// Whether a folder looks like the top of a kernel tree.
+pub fn is_kernel_tree(path: &Path) -> bool {
+    path.join("Makefile").is_file() && path.join("Kconfig").is_file()
+}
+
+fn git(url: &str) -> Result<Recipe> {
+    match url.rsplit_once('#') {
+        // A leading dash would be an option to git.
+        Some((url, reference))
+            if !url.is_empty() && !reference.is_empty() && !url.starts_with('-') && !reference.starts_with('-') =>
+        {
+            Ok(Recipe::Git { url: url.to_owned(), reference: reference.to_owned() })
         }
-        recipe(Tree::Base, patches)
+        _ => Err(usage(format!("`git:{url}`: expected git:URL#ref, where ref is a branch, a tag or a commit"))),
     }
+}
 
-    fn patches(&self, entry: &Entry) -> Result<Vec<Patch>> {
-        entry.series.as_ref().map_or(Ok(Vec::new()), |series| series::read(&self.dir.join(series)))
-    }
-
-    /// Folders of all queues of the file.
-    pub fn series_dirs(&self) -> Vec<PathBuf> {
-        self.kernel.values().filter_map(|entry| entry.series.as_ref()).map(|series| self.dir.join(series)).collect()
-    }
-
-    /// Names of the mutants.
-    pub fn mutants(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.dir.join("mutants")).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let mut names: Vec<String> = names.filter_map(|name| name.strip_suffix(".patch").map(str::to_owned)).collect();
-        names.sort();
-        names
-    }
-
-    fn mutant(&self, name: &str) -> Result<Patch> {
-        if !self.mutants().iter().any(|known| known == name) {
-            let known = self.mutants().join(", ");
-            return Err(Failure::error(Exit::Usage, format!("no mutant is called '{name}'; there are: {known}")));
-        }
-        series::read_patch(&self.dir.join("mutants"), name)
-    }
-
-    fn tree_of_user(&self, name: &str) -> Result<PathBuf> {
-        let path = Path::new(name).canonicalize();
-        let found = path.ok().filter(|path| path.join("Kconfig").exists() && path.join("Makefile").exists());
-        found.ok_or_else(|| {
-            Failure::error(Exit::Usage, format!("{name} is no kernel tree: it has no Makefile and Kconfig"))
-        })
-    }
-
-    fn unknown(&self, name: &str) -> anyhow::Error {
-        let known = self.kernel.keys().cloned().collect::<Vec<_>>().join(", ");
-        let message = format!(
-            "no kernel is called '{name}'; there are: {known}, NAME@N for its first N patches, mutant:NAME, \
-             a path with a '/' to a kernel tree, git:URL#ref"
-        );
-        Failure::error(Exit::Usage, message)
-    }
+fn usage(message: String) -> anyhow::Error {
+    Failure::error(Exit::Usage, message)
 }
 
 #[cfg(test)]
@@ -184,40 +230,77 @@ mod tests {
     use super::*;
     use crate::failure::exit_code;
 
-    fn catalog() -> Catalog {
-        Catalog::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap()
+    const TOML: &str = "[base]\nversion = '7.3.4'\nunpacked_mib = 1\n[[base.source]]\nkind = 'tarball'\nurl = 'u'\n\
+        [[base.source]]\nkind = 'debian'\npackage = 'p'\nsuite = 's'\n[base.files]\n'fs/a.c' = 'abc'\n\
+        [kernel.mainline]\nabout = 'x'\n[kernel.patched]\nabout = 'y'\nseries = 'v1'\n";
+
+    /// A catalog with two patches and one mutant.
+    fn fixture() -> (tempfile::TempDir, Catalog) {
+        let dir = tempfile::tempdir().unwrap();
+        let patch = "diff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1 +1 @@\n-a\n+b\n";
+        for folder in ["v1", "mutants", "tree"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        for file in ["v1/one.patch", "v1/two.patch", "mutants/broken.patch", "tree/Makefile", "tree/Kconfig"] {
+            fs::write(dir.path().join(file), patch).unwrap();
+        }
+        fs::write(dir.path().join("kernels.toml"), TOML).unwrap();
+        fs::write(dir.path().join("v1/series"), "one.patch\ntwo.patch\n").unwrap();
+        let catalog = Catalog::load_from(dir.path()).unwrap();
+        (dir, catalog)
     }
 
-    #[test]
-    fn names_and_prefixes() {
-        let catalog = catalog();
-        assert_eq!(catalog.recipe("mainline").unwrap().patches.len(), 0);
-        let all = catalog.recipe("patched").unwrap().patches;
-        assert!(all.len() >= 2);
-        assert_eq!(catalog.recipe("patched@1").unwrap().patches, all[..1]);
-        assert_eq!(catalog.recipe("mutant:idmap-dropped").unwrap().patches.len(), 1);
-    }
-
-    #[test]
-    fn unknown_names_list_what_there_is() {
-        for (name, part) in [
-            ("nope", "mainline, patched"),
-            ("patched@99", "has"),
-            ("patched@x", "has"),
-            ("mutant:nope", "idmap-dropped"),
-            ("/nowhere/linux", "no kernel tree"),
-        ] {
-            let error = catalog().recipe(name).unwrap_err();
-            assert_eq!(exit_code(&error), Exit::Usage, "{name}");
-            assert!(error.to_string().contains(part), "{error}");
+    fn slugs(catalog: &Catalog, name: &str) -> Vec<String> {
+        match catalog.resolve(name).unwrap() {
+            Recipe::Base(patches) => patches.into_iter().map(|patch| patch.slug).collect(),
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn git_has_a_reference() {
-        let tree = |name| catalog().recipe(name).unwrap().tree;
-        let git = |url: &str, reference: &str| Tree::Git { url: url.into(), reference: reference.into() };
-        assert_eq!(tree("git:https://x.example/l.git#v7.3"), git("https://x.example/l.git", "v7.3"));
-        assert_eq!(tree("git:/srv/linux"), git("/srv/linux", "HEAD"));
+    fn names_mean_their_patches() {
+        let (_dir, catalog) = fixture();
+        assert!(slugs(&catalog, "mainline").is_empty());
+        assert_eq!(slugs(&catalog, "patched"), ["one", "two"]);
+        assert_eq!(slugs(&catalog, "patched@1"), ["one"]);
+        assert!(slugs(&catalog, "patched@0").is_empty());
+        assert_eq!(slugs(&catalog, "mutant:broken"), ["broken"]);
+    }
+
+    #[test]
+    fn paths_and_repositories_are_kernels_too() {
+        let (dir, catalog) = fixture();
+        let tree = dir.path().join("tree");
+        assert_eq!(catalog.resolve(tree.to_str().unwrap()).unwrap(), Recipe::Tree(tree.canonicalize().unwrap()));
+        let git = catalog.resolve("git:https://host/linux.git#v7.3").unwrap();
+        assert_eq!(git, Recipe::Git { url: "https://host/linux.git".into(), reference: "v7.3".into() });
+    }
+
+    #[test]
+    fn what_does_not_exist_is_a_usage_error_that_lists_what_does() {
+        let (dir, catalog) = fixture();
+        let here = dir.path().to_str().unwrap();
+        for (name, part) in [
+            ("ptached", "kernels: mainline, patched, patched@N (its first N patches), mutant:broken"),
+            ("mutant:nope", "mutant:broken"),
+            ("patched@3", "patched has 2 patches"),
+            ("patched@x", "patched has 2 patches"),
+            ("git:https://host/linux.git", "git:URL#ref"),
+            ("git:--upload-pack=x#y", "git:URL#ref"),
+            (here, "no kernel tree"),
+        ] {
+            let error = catalog.resolve(name).unwrap_err();
+            assert_eq!(exit_code(&error), Exit::Usage, "{name}");
+            assert!(error.to_string().contains(part), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_checkouts_own_catalog_loads() {
+        let catalog = Catalog::load(Path::new("..")).unwrap();
+        assert!(catalog.base.files.contains_key("fs/namespace.c"));
+        assert!(catalog.base.files.values().all(|hash| hash.len() == 64));
+        assert!(catalog.definitions.contains_key("mainline") && catalog.definitions.contains_key("patched"));
+        assert!(matches!(catalog.base.sources[0], Source::Tarball { .. }));
     }
 }

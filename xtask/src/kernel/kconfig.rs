@@ -1,101 +1,137 @@
-//! Kernel configuration: fragments in, and proof that every requested option took.
+//! kconfig fragments: merged, and checked after the build system has had its say.
 
 use crate::failure::{Exit, Failure};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// The text of fragments of `vm-configs/kconfig/`, in order.
-///
-/// # Errors
-/// An unknown fragment is a usage error that lists the known ones.
-pub fn merged(root: &Path, fragments: &[&str]) -> Result<String> {
-    let dir = root.join("vm-configs/kconfig");
-    let mut text = String::new();
-    for fragment in fragments {
-        let path = dir.join(format!("{fragment}.config"));
-        let part = fs::read_to_string(&path).map_err(|_| unknown(fragment, &dir))?;
-        text += &part;
+/// Fragments, as one text for `KCONFIG_ALLCONFIG`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kconfig {
+    /// Names, in order: ["base", "bench"].
+    pub names: Vec<String>,
+    /// The text. Where two fragments differ, the later one holds.
+    pub text: String,
+}
+
+impl Kconfig {
+    /// Reads fragments of a checkout. `base` is put in front if it is not there.
+    ///
+    /// # Errors
+    /// A fragment that does not exist; lists those that do.
+    pub fn load(root: &Path, names: &[&str]) -> Result<Kconfig> {
+        let dir = root.join("vm-configs/kconfig");
+        let base = (!names.contains(&"base")).then_some("base");
+        let names: Vec<String> = base.iter().chain(names).map(|name| (*name).to_owned()).collect();
+        let texts = names.iter().map(|name| fragment(&dir, name)).collect::<Result<Vec<_>>>()?;
+        Ok(Kconfig { names, text: texts.concat() })
     }
-    Ok(text)
-}
 
-fn unknown(fragment: &str, dir: &Path) -> anyhow::Error {
-    let names =
-        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut known: Vec<String> = names.filter_map(|name| name.strip_suffix(".config").map(str::to_owned)).collect();
-    known.sort();
-    Failure::error(Exit::Usage, format!("no kconfig fragment is called '{fragment}'; there are: {}", known.join(", ")))
-}
+    /// A short name for folders: "bench", "bench+profile".
+    pub fn name(&self) -> String {
+        let names: Vec<&str> = self.names.iter().map(String::as_str).filter(|name| *name != "base").collect();
+        if names.is_empty() { "base".into() } else { names.join("+") }
+    }
 
-/// Options of a fragment or a .config: name and value; "n" for `is not set`. Later lines win.
-fn options(text: &str) -> BTreeMap<String, String> {
-    let mut options = BTreeMap::new();
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("# ").and_then(|line| line.strip_suffix(" is not set")) {
-            options.insert(name.to_owned(), "n".to_owned());
-        } else if let Some((name, value)) = line.split_once('=').filter(|(name, _)| name.starts_with("CONFIG_")) {
-            options.insert(name.to_owned(), value.to_owned());
+    /// Checks that the finished `.config` holds all that was asked for.
+    ///
+    /// # Errors
+    /// Options that did not take: each with what was asked for and what there is.
+    pub fn check(&self, config: &str) -> Result<()> {
+        let (asked, there) = (options(&self.text), options(config));
+        let is = |name: &String| there.get(name).map_or("n", String::as_str);
+        let lost: Vec<String> = asked
+            .iter()
+            .filter(|(name, value)| is(name) != value.as_str())
+            .map(|(name, value)| format!("{name}={value} was asked for, the kernel has {name}={}", is(name)))
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
         }
+        let message = format!(
+            "options of {} did not take:\n  {}\n\
+             next: a dependency is missing in vm-configs/kconfig, or this kernel has no such option (`make menuconfig`, `/`)",
+            self.names.join(" + "),
+            lost.join("\n  ")
+        );
+        Err(Failure::error(Exit::ConfigVanished, message))
     }
-    options
 }
 
-/// Requested options that a finished .config does not have.
-pub fn vanished(requested: &str, config: &str) -> Vec<String> {
-    let config = options(config);
-    let have = |name: &String| config.get(name).map_or("n", String::as_str).to_owned();
-    let differs = |(name, value): (String, String)| {
-        let found = have(&name);
-        (found != value).then(|| format!("{name}={value} was requested, {found} is configured"))
+fn fragment(dir: &Path, name: &str) -> Result<String> {
+    let path = dir.join(format!("{name}.config"));
+    let unknown = |error| {
+        let known = crate::kernel::base::names(dir).unwrap_or_default();
+        let known: Vec<&str> = known.iter().filter_map(|name| name.strip_suffix(".config")).collect();
+        Failure::error(Exit::Usage, format!("no kconfig fragment `{name}` ({error})\nfragments: {}", known.join(", ")))
     };
-    options(requested).into_iter().filter_map(differs).collect()
+    fs::read_to_string(path).map_err(unknown)
 }
 
-/// Checks a finished .config.
-///
-/// # Errors
-/// The options that did not take.
-pub fn check(requested: &str, config: &Path) -> Result<()> {
-    let text = fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
-    let vanished = vanished(requested, &text);
-    if vanished.is_empty() {
-        return Ok(());
-    }
-    let list = vanished.join("\n  ");
-    let message = format!(
-        "kconfig options did not take:\n  {list}\nnext: mend vm-configs/kconfig/ (a dependency is missing, or the option is gone)"
-    );
-    Err(Failure::error(Exit::ConfigVanished, message))
+/// Options with their values; "is not set" is `n`. The last line about an option holds.
+fn options(text: &str) -> BTreeMap<String, String> {
+    let option = |line: &str| {
+        if let Some(name) = line.strip_prefix("# ").and_then(|rest| rest.strip_suffix(" is not set")) {
+            return name.starts_with("CONFIG_").then(|| (name.to_owned(), "n".to_owned()));
+        }
+        let (name, value) = line.split_once('=')?;
+        name.starts_with("CONFIG_").then(|| (name.to_owned(), value.trim_end().to_owned()))
+    };
+    text.lines().filter_map(option).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::exit_code;
 
-    #[test]
-    fn an_option_that_did_not_take_is_named() {
-        let requested = "# why\nCONFIG_A=y\nCONFIG_B=n\nCONFIG_C=250\n";
-        assert!(vanished(requested, "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=250\nCONFIG_D=y\n").is_empty());
-        assert!(vanished(requested, "CONFIG_A=y\nCONFIG_C=250\n").is_empty());
-        let said = vanished(requested, "CONFIG_B=y\nCONFIG_C=100\n");
-        assert_eq!(said.len(), 3);
-        assert_eq!(said[0], "CONFIG_A=y was requested, n is configured");
+    fn kconfig(text: &str) -> Kconfig {
+        Kconfig { names: vec!["base".into(), "x".into()], text: text.into() }
     }
 
     #[test]
-    fn a_later_fragment_wins() {
-        assert!(vanished("CONFIG_A=y\nCONFIG_A=n\n", "").is_empty());
-    }
-
-    #[test]
-    fn every_fragment_has_reasons_and_merges() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        for fragment in ["base", "bench", "lockdep", "kasan", "kcsan", "profile"] {
-            let text = merged(&root, &[fragment]).unwrap();
-            assert!(text.starts_with(&format!("# {fragment}: ")), "{fragment} does not begin with its reason");
+    fn an_option_that_vanished_is_named_with_both_values() {
+        let asked = kconfig("CONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=64\n# CONFIG_E is not set\nCONFIG_F=n\n");
+        let error =
+            asked.check("CONFIG_A=y\nCONFIG_C=y\nCONFIG_D=32\nCONFIG_E=y\n# CONFIG_F is not set\n").unwrap_err();
+        assert_eq!(exit_code(&error), Exit::ConfigVanished);
+        let text = error.to_string();
+        for part in ["CONFIG_B=y was asked for, the kernel has CONFIG_B=n", "CONFIG_C=y", "CONFIG_D=32", "CONFIG_E=y"] {
+            assert!(text.contains(part), "{part} is missing in: {text}");
         }
-        assert!(merged(&root, &["nope"]).unwrap_err().to_string().contains("kasan"));
+        assert!(!text.contains("CONFIG_A") && !text.contains("CONFIG_F"), "{text}");
+    }
+
+    #[test]
+    fn the_later_fragment_holds() {
+        kconfig("CONFIG_A=y\nCONFIG_A=n\n").check("# CONFIG_A is not set\n").unwrap();
+        assert!(kconfig("CONFIG_A=n\n# a comment about CONFIG_A=n\nCONFIG_A=y\n").check("").is_err());
+    }
+
+    #[test]
+    fn base_comes_first_and_folders_have_short_names() {
+        let kconfig = Kconfig::load(Path::new(".."), &["bench", "profile"]).unwrap();
+        assert_eq!(kconfig.names, ["base", "bench", "profile"]);
+        assert_eq!(kconfig.name(), "bench+profile");
+        assert_eq!(Kconfig::load(Path::new(".."), &["base"]).unwrap().name(), "base");
+        assert!(kconfig.text.contains("CONFIG_SMP=y"));
+    }
+
+    #[test]
+    fn an_unknown_fragment_lists_the_known_ones() {
+        let error = Kconfig::load(Path::new(".."), &["lockdpe"]).unwrap_err();
+        assert_eq!(exit_code(&error), Exit::Usage);
+        assert!(error.to_string().contains("kasan, kcsan, lockdep"), "{error}");
+    }
+
+    #[test]
+    fn every_fragment_begins_with_what_it_is_for() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vm-configs/kconfig");
+        for file in crate::kernel::base::names(&dir).unwrap() {
+            let name = file.strip_suffix(".config").unwrap_or(&file);
+            let text = fs::read_to_string(dir.join(&file)).unwrap();
+            assert!(text.starts_with(&format!("# {name}: ")), "{file}");
+        }
     }
 }

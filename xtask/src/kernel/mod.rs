@@ -1,25 +1,32 @@
 //! From a name to a bootable kernel: where the source comes from, which patches go on it, how it is built.
 
+mod apply;
 mod apt;
+mod base;
 mod build;
 mod catalog;
+mod check;
+mod digest;
+mod download;
+mod foreign;
 mod kconfig;
 mod patch;
 mod queue;
 mod series;
 mod source;
+mod stage;
+mod tree;
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
 use anyhow::{Context, Result};
-use build::Order;
-use catalog::{Catalog, Recipe, Tree};
+use base::BaseTree;
+use catalog::{Catalog, Recipe};
+use kconfig::Kconfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-
-#[cfg(test)]
-pub use series::strays;
+use tree::Tree;
 
 /// A built kernel: all that a machine needs to boot it, and all that a result needs to name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,13 +53,6 @@ pub struct Kernel {
     pub vmlinux: PathBuf,
 }
 
-impl Kernel {
-    /// With the paths that a build folder gives it.
-    fn located(self, build: &Path) -> Kernel {
-        Kernel { bzimage: build.join("arch/x86/boot/bzImage"), vmlinux: build.join("vmlinux"), ..self }
-    }
-}
-
 /// What kernels are made with: the checkout, the cache, and what `--source` names.
 #[derive(Clone, Copy)]
 pub struct Workshop<'a> {
@@ -65,157 +65,107 @@ pub struct Workshop<'a> {
 }
 
 impl Workshop<'_> {
-    /// Builds the kernel of this name with these kconfig fragments, or finds it built.
+    /// The kernel of this name with these kconfig fragments: from the cache, or built now.
     ///
     /// # Errors
-    /// See [`Order::fill`] and [`source::base`]; an unknown name or fragment is a usage error.
+    /// The name means nothing, the source cannot be had or is the wrong one, a patch does not apply, an option vanished, the
+    /// disk is full, or the build fails: each with its own exit code.
     pub fn prepare(&self, name: &str, fragments: &[&str], events: Events<'_>) -> Result<Kernel> {
-        let catalog = Catalog::load(self.root)?;
-        let recipe = catalog.recipe(name)?;
-        self.build(&catalog, &recipe, fragments, events)
-    }
-
-    fn build(&self, catalog: &Catalog, recipe: &Recipe, fragments: &[&str], events: Events<'_>) -> Result<Kernel> {
-        let config = kconfig::merged(self.root, fragments)?;
-        let pristine = match &recipe.tree {
-            Tree::Base => source::base(catalog, self.cache, self.source, events)?,
-            Tree::Path(path) => path.clone(),
-            Tree::Git { url, reference } => source::of_git(url, reference, self.cache, events)?,
+        let kconfig = Kconfig::load(self.root, fragments)?;
+        let tree = match Catalog::load(self.root)?.resolve(name)? {
+            Recipe::Base(patches) => Tree::of_base(&self.base(events)?, &patches, self.cache)?,
+            Recipe::Tree(path) => foreign::of_path(&path, self.cache)?,
+            Recipe::Git { url, reference } => foreign::of_git(&url, &reference, self.cache, events)?,
         };
-        let base = &catalog.base;
-        Order { recipe, base, pristine: &pristine, fragments, config: &config, cache: self.cache }.fill(events)
-    }
-
-    /// Fetches and checks the source; returns where it lies.
-    ///
-    /// # Errors
-    /// No origin has it.
-    pub fn fetch(&self, events: Events<'_>) -> Result<PathBuf> {
-        source::base(&Catalog::load(self.root)?, self.cache, self.source, events)
+        build::build(name, &tree, &kconfig, self.cache, events)
     }
 
     /// Checks names without building anything, so that a typing error costs no build.
     ///
     /// # Errors
-    /// Usage.
+    /// A name or a fragment that means nothing; lists what does.
     pub fn check_names(&self, names: &[&str], fragments: &[&str]) -> Result<()> {
+        Kconfig::load(self.root, fragments)?;
         let catalog = Catalog::load(self.root)?;
-        kconfig::merged(self.root, fragments)?;
-        names.iter().try_for_each(|name| catalog.recipe(name).map(drop))
+        names.iter().try_for_each(|name| catalog.resolve(name).map(drop))
     }
 
-    /// Checks every queue and mutant: form, files, strict application, checkpatch. Returns a summary.
+    /// Makes sure that the base is in the cache; returns where it lies.
     ///
     /// # Errors
-    /// All faults of form, or the first patch that does not apply or does not please checkpatch.
+    /// No source has it, or the one given is the wrong one.
+    pub fn fetch(&self, events: Events<'_>) -> Result<PathBuf> {
+        let base = self.base(events)?;
+        events.hear(&Event::Note(format!("Linux {} from: {}", base.version, base.origin)));
+        Ok(base.dir)
+    }
+
+    /// Checks every queue and mutant: form, strict application, checkpatch; builds nothing. Returns a summary.
+    ///
+    /// # Errors
+    /// What is wrong with the patches, or the source cannot be had.
     pub fn check(&self, events: Events<'_>) -> Result<String> {
-        let catalog = Catalog::load(self.root)?;
-        let pristine = source::base(&catalog, self.cache, self.source, events)?;
-        let mut count = 0;
-        for dir in catalog.series_dirs() {
-            let patches = series::read(&dir)?;
-            refuse_faults(series::strays(&dir)?)?;
-            refuse_faults(patches.iter().flat_map(patch::Patch::faults).collect())?;
-            self.try_on(&patches, &pristine)?;
-            for patch in &patches {
-                build::checkpatch(&pristine, &dir.join(format!("{}.patch", patch.slug)))?;
-                count += 1;
-            }
-        }
-        let mutants = catalog.mutants();
-        for mutant in &mutants {
-            self.try_on(&catalog.recipe(&format!("mutant:{mutant}"))?.patches, &pristine)?;
-        }
-        Ok(format!(
-            "{count} patches and {} mutants apply to Linux {}; checkpatch --strict is content",
-            mutants.len(),
-            catalog.base.version
-        ))
+        let base = self.base(events)?;
+        check::check(&Catalog::load(self.root)?, &base, events).map(|checked| checked.to_string())
     }
 
-    /// Applies patches to copies of the files they touch.
-    fn try_on(&self, patches: &[patch::Patch], pristine: &Path) -> Result<()> {
-        let scratch = tempfile::tempdir_in(self.cache.dir())?;
-        for path in patches.iter().flat_map(|patch| &patch.files).map(patch::FileChange::path) {
-            let copy = scratch.path().join(path);
-            std::fs::create_dir_all(copy.parent().context("a file has a folder")?)?;
-            if pristine.join(path).exists() {
-                std::fs::copy(pristine.join(path), copy)?;
-            }
-        }
-        series::apply_all(patches, scratch.path())
-    }
-
-    /// Builds every prefix of the series, from none to all.
+    /// Builds every prefix of the series `patched`, from none to all; returns how many.
     ///
     /// # Errors
     /// The first prefix that does not build.
     pub fn build_each(&self, fragments: &[&str], events: Events<'_>) -> Result<usize> {
-        let catalog = Catalog::load(self.root)?;
-        let whole = catalog.recipe("patched")?;
-        for count in 0..=whole.patches.len() {
-            let patches = whole.patches[..count].to_vec();
-            let recipe = Recipe { name: format!("patched@{count}"), patches, ..whole.clone() };
-            self.build(&catalog, &recipe, fragments, events).map_err(|error| build::prefix_failed(error, count))?;
+        let prefixes = Catalog::load(self.root)?.prefixes("patched")?;
+        for name in &prefixes {
+            self.prepare(name, fragments, events).with_context(|| format!("the prefix {name}"))?;
         }
-        Ok(whole.patches.len() + 1)
+        Ok(prefixes.len())
     }
 
-    /// One line per name: what it is and whether it is built.
+    /// What there is, and what is built.
     ///
     /// # Errors
-    /// kernels.toml is broken.
+    /// The catalog or a series cannot be read.
     pub fn list(&self) -> Result<String> {
         let catalog = Catalog::load(self.root)?;
-        let fragments = ["base", "bench"];
-        let config = kconfig::merged(self.root, &fragments)?;
-        let mut text = String::new();
-        let mutants =
-            catalog.mutants().into_iter().map(|name| (format!("mutant:{name}"), "broken on purpose".to_owned()));
-        let named = catalog.kernel.iter().map(|(name, entry)| (name.clone(), entry.about.clone()));
-        for (name, about) in named.chain(mutants) {
-            let recipe = catalog.recipe(&name)?;
-            let pristine = self.cache.dir().join(format!("source/linux-{}", catalog.base.version));
-            let order = Order {
-                recipe: &recipe,
-                base: &catalog.base,
-                pristine: &pristine,
-                fragments: &fragments,
-                config: &config,
-                cache: self.cache,
-            };
-            let built = if build::is_built(&order) { "built" } else { "not built" };
-            text += &format!("{name:28} {:>2} patches  {built:9}  {about}\n", recipe.patches.len());
-        }
+        let mut text = catalog.described()?;
+        let kernels = self.cache.dir().join("kernels");
+        let keys = base::names(&kernels).unwrap_or_default();
+        let built = keys.iter().filter_map(|key| build::stored(&kernels.join(key)));
+        text.extend(built.map(|kernel| described(&kernel)));
         Ok(text)
     }
 
-    /// Makes a git tree of the queue.
+    /// Makes a git tree in `dir` with the queue of `patched` as commits.
     ///
     /// # Errors
-    /// See [`queue::edit`].
+    /// `dir` is in use, the source cannot be had, or a patch does not apply.
     pub fn edit(&self, dir: &Path, events: Events<'_>) -> Result<()> {
-        let catalog = Catalog::load(self.root)?;
-        let pristine = source::base(&catalog, self.cache, self.source, events)?;
-        events.hear(&Event::Note("copying the base and committing it; this takes a minute".into()));
-        queue::edit(&pristine, &queue_dir(&catalog)?, dir)
+        let base = self.base(events)?;
+        queue::edit(dir, &base, &queue_of_patched(self.root)?, events).map(drop)
+    }
+
+    fn base(&self, events: Events<'_>) -> Result<BaseTree> {
+        source::open(&Catalog::load(self.root)?.base, self.cache, self.source, events)
     }
 }
 
-/// Writes a git tree made by [`Workshop::edit`] back to the queue; returns the number of patches.
+fn described(kernel: &Kernel) -> String {
+    let patches = if kernel.series.is_empty() { "no patches".into() } else { kernel.series.join(", ") };
+    let kconfig = kernel.kconfig.join(" + ");
+    format!("built: {} ({kconfig}; {patches}) {}\n", kernel.release, kernel.bzimage.display())
+}
+
+/// Writes the commits of a tree that [`Workshop::edit`] made back as the queue of `patched`; returns how many.
 ///
 /// # Errors
 /// See [`queue::save`].
 pub fn save(root: &Path, dir: &Path) -> Result<usize> {
-    queue::save(dir, &queue_dir(&Catalog::load(root)?)?)
+    queue::save(dir, &queue_of_patched(root)?).map(|saved| saved.patches)
 }
 
-fn queue_dir(catalog: &Catalog) -> Result<PathBuf> {
-    catalog.series_dirs().into_iter().next().context("kernels.toml names no series")
-}
-
-fn refuse_faults(faults: Vec<String>) -> Result<()> {
-    if faults.is_empty() { Ok(()) } else { Err(Failure::error(Exit::PatchRejected, faults.join("\n"))) }
+fn queue_of_patched(root: &Path) -> Result<PathBuf> {
+    let missing = || Failure::error(Exit::Usage, "kernels.toml defines no kernel with a series");
+    Catalog::load(root)?.queues().into_iter().next().ok_or_else(missing)
 }
 
 /// The kernel that runs now, for the `host` machine.
@@ -228,4 +178,53 @@ pub fn running() -> Kernel {
 /// A kernel that is only a name, for the `mock` machine.
 pub fn unbuilt(name: &str) -> Kernel {
     Kernel { name: name.into(), key: "mock".into(), release: "mock".into(), ..Kernel::default() }
+}
+
+/// What differs between the `series` file of a folder and the patches in it.
+///
+/// # Errors
+/// There is no series file.
+#[cfg(test)]
+pub fn strays(dir: &Path) -> Result<Vec<String>> {
+    Ok(series::strays(&std::fs::read_to_string(dir.join("series"))?, &series::slugs_in(dir)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::exit_code;
+
+    fn with_workshop(act: impl FnOnce(Workshop<'_>)) {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::lock_at(dir.path()).unwrap();
+        act(Workshop { root: Path::new(".."), cache: &cache, source: None });
+    }
+
+    #[test]
+    fn names_are_checked_before_anything_is_built() {
+        with_workshop(|workshop| {
+            workshop.check_names(&["mainline", "patched@1"], &["base", "bench"]).unwrap();
+            let exit =
+                |names: &[&str], fragments: &[&str]| exit_code(&workshop.check_names(names, fragments).unwrap_err());
+            assert_eq!(exit(&["mainline", "nope"], &["base"]), Exit::Usage);
+            assert_eq!(exit(&["mainline"], &["nope"]), Exit::Usage);
+        });
+    }
+
+    #[test]
+    fn the_list_names_kernels_patches_choices_and_what_is_built() {
+        with_workshop(|workshop| {
+            let list = workshop.list().unwrap();
+            for part in ["base: Linux 7.", "mainline: ", "patched: ", "  1. fs-namespace-", "git:URL#ref"] {
+                assert!(list.contains(part), "{part} is missing in: {list}");
+            }
+            assert!(!list.contains("built:"));
+            let dir = workshop.cache.dir().join("kernels/k");
+            std::fs::create_dir_all(&dir).unwrap();
+            let kernel = Kernel { release: "7.3.4-lab-k".into(), ..Kernel::default() };
+            std::fs::write(dir.join("kernel.json"), serde_json::to_string(&kernel).unwrap()).unwrap();
+            ["bzImage", "vmlinux"].iter().for_each(|name| std::fs::write(dir.join(name), "").unwrap());
+            assert!(workshop.list().unwrap().contains("built: 7.3.4-lab-k (; no patches)"));
+        });
+    }
 }

@@ -1,186 +1,320 @@
-//! The queue as a git tree (`series edit`), and back (`series save`), without a byte of difference.
+//! `series edit` and `series save`: the queue as commits of a git tree, and back without a byte of difference.
 
+use super::base::{BaseTree, names};
+use super::patch::Patch;
 use super::series;
+use super::source::is_source;
+use super::stage::Stage;
+use crate::cache::or_no_space;
+use crate::event::Events;
 use crate::failure::{Exit, Failure};
 use crate::process::Task;
-use anyhow::{Context, Result, ensure};
-use std::collections::BTreeMap;
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 use xshell::{Shell, cmd};
 
-/// Tag of the commit that the queue stands on.
-const BASE_TAG: &str = "mountlab-base";
+/// Longest git command: adding 90,000 files on a slow disk.
+const LIMIT: Duration = Duration::from_secs(1800);
 
-/// Makes a git tree: the base as one commit, each patch as another.
+/// Marks the commit below the queue.
+const BASE_TAG: &str = "lab-base";
+
+/// `git format-patch` as the queue is written: nothing of the day, the place or the version of git in it.
+const FORMAT: [&str; 13] = [
+    "format-patch",
+    "--quiet",
+    "--no-numbered",
+    "--zero-commit",
+    "--no-signature",
+    "--no-base",
+    "--no-cover-letter",
+    "--no-thread",
+    "--no-renames",
+    "--abbrev=12",
+    "--unified=3",
+    "--diff-algorithm=myers",
+    "--indent-heuristic",
+];
+
+/// What `save` did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Patches in the queue now.
+    pub patches: usize,
+    /// Of them, new or with other bytes than before.
+    pub changed: usize,
+    /// Patches that are gone.
+    pub removed: usize,
+}
+
+impl std::fmt::Display for Saved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} patches, {} of them changed; {} removed", self.patches, self.changed, self.removed)
+    }
+}
+
+/// Makes a git tree in `dir`: the base as one commit, each patch of `queue` as one on top.
 ///
 /// # Errors
-/// The folder exists, or git refuses a patch.
-pub fn edit(pristine: &Path, queue: &Path, dir: &Path) -> Result<()> {
-    if dir.exists() {
-        return Err(Failure::error(Exit::Usage, format!("{} is there already", dir.display())));
+/// `dir` is in use, or a patch is refused by git.
+pub fn edit(dir: &Path, base: &BaseTree, queue: &Path, events: Events<'_>) -> Result<usize> {
+    let patches = series::read(queue)?;
+    if dir.exists() && !names(dir)?.is_empty() {
+        let message = format!("{} is not empty\nnext: give a folder that does not exist yet", dir.display());
+        return Err(Failure::error(Exit::Usage, message));
     }
-    // A real copy: an editor may write in place, and the base in the cache must stay what it is.
-    let shell = Shell::new()?;
-    Task::new(cmd!(shell, "cp --archive --reflink=auto {pristine} {dir}"))
-        .limit(Duration::from_secs(900))
-        .on_failure(Exit::NoSpace, "free some space")
-        .run()?;
+    fs::create_dir_all(dir)?;
+    let stage = Stage::start(&mut *events, format!("copy Linux {} and commit it", base.version));
+    commit_base(dir, base).map_err(or_no_space)?;
+    stage.finish("");
+    let stage = Stage::start(events, "commit the patches");
+    patches.iter().try_for_each(|patch| commit_patch(dir, queue, patch))?;
+    stage.finish(format!("{} patches", patches.len()));
+    Ok(patches.len())
+}
+
+fn commit_base(dir: &Path, base: &BaseTree) -> Result<()> {
+    let entries: Vec<_> = names(&base.dir)?.into_iter().filter(|name| is_source(name)).collect();
+    let paths = entries.iter().map(|name| base.dir.join(name));
+    // Copies, no links: an editor may write in place, and the cache must stay as it is.
+    let sh = Shell::new()?;
+    let copy = cmd!(sh, "cp -a --reflink=auto --target-directory {dir} -- {paths...}");
+    Task::new(copy).limit(LIMIT).run()?;
     git(dir, &["init", "--quiet"])?;
-    for (key, value) in
-        [("user.name", "mountlab"), ("user.email", "mountlab@localhost"), ("gc.auto", "0"), ("core.autocrlf", "false")]
-    {
-        git(dir, &["config", key, value])?;
+    // The base's own .gitignore must not hide files of the base; a weak compression is three times as fast.
+    git(dir, &["-c", "core.compression=1", "add", "--all", "--force"])?;
+    git(dir, &["commit", "--quiet", "--allow-empty", "--message", &format!("Linux {}", base.version)])?;
+    git(dir, &["tag", BASE_TAG]).map(drop)
+}
+
+fn commit_patch(dir: &Path, queue: &Path, patch: &Patch) -> Result<()> {
+    let file = queue.join(format!("{}.patch", patch.slug)).canonicalize()?;
+    let file = file.to_string_lossy();
+    git(dir, &["am", "--quiet", "--committer-date-is-author-date", "--no-3way", "--keep-cr", &file]).map(drop)
+}
+
+/// Writes the commits on top of the base back to `queue`.
+///
+/// # Errors
+/// `dir` was not made by `edit`, or holds what would be lost: uncommitted changes, merges, two patches of one name.
+pub fn save(dir: &Path, queue: &Path) -> Result<Saved> {
+    refuse_what_would_be_lost(dir)?;
+    let out = tempfile::tempdir()?;
+    let folder = format!("--output-directory={}", out.path().display());
+    git(dir, &[&FORMAT[..], &[&folder, &format!("{BASE_TAG}..HEAD")]].concat())?;
+    let patches = exported(out.path())?;
+    let old = fs::read_to_string(queue.join("series")).with_context(|| format!("no series in {}", queue.display()))?;
+    write(queue, &old, &patches)
+}
+
+fn refuse_what_would_be_lost(dir: &Path) -> Result<()> {
+    let refuse = |why: &str| Err(Failure::error(Exit::Usage, format!("{}: {why}", dir.display())));
+    let base = git(dir, &["rev-parse", "--verify", "--quiet", BASE_TAG]);
+    if !dir.join(".git").exists() || base.is_err() {
+        return refuse("`cargo xtask series edit` did not make this folder");
     }
-    git(dir, &["add", "--all", "--force"])?;
-    git(dir, &["commit", "--quiet", "--no-verify", "--message", "The base of the queue"])?;
-    git(dir, &["tag", BASE_TAG])?;
-    for slug in series::slugs(&fs::read_to_string(queue.join("series"))?) {
-        let patch = queue.join(format!("{slug}.patch")).canonicalize()?;
-        git(dir, &["am", "--quiet", "--keep-cr", &patch.to_string_lossy()])?;
+    if dir.join(".git/rebase-merge").exists() || dir.join(".git/rebase-apply").exists() {
+        return refuse("a rebase is under way: finish it first");
+    }
+    if !git(dir, &["status", "--porcelain", "--untracked-files=no"])?.is_empty() {
+        return refuse("there are changes that are not committed: commit or drop them first");
+    }
+    if !git(dir, &["rev-list", "--merges", &format!("{BASE_TAG}..HEAD")])?.is_empty() {
+        return refuse("a merge is no patch: rebase it first");
     }
     Ok(())
 }
 
-/// Writes the commits since the base back as patches; comments of the series file stay with the patch they stand before.
-///
-/// # Errors
-/// The folder is no such tree, or it has changes that are not committed.
-pub fn save(dir: &Path, queue: &Path) -> Result<usize> {
-    let dirty = git(dir, &["status", "--porcelain", "--untracked-files=no"])?;
-    ensure!(
-        dirty.is_empty(),
-        Failure::error(Exit::Usage, format!("{} has changes that are not committed:\n{dirty}", dir.display()))
-    );
-    let scratch = tempfile::tempdir()?;
-    let out = scratch.path().to_string_lossy().into_owned();
-    // Nothing of this run may show in the mails: no commit ids, no git version, no numbers.
-    let range = format!("{BASE_TAG}..HEAD");
-    let options = ["--zero-commit", "--no-signature", "--no-numbered", "--abbrev=12", "--no-renames", "--quiet"];
-    git(dir, &[&["format-patch"], &options[..], &["--output-directory", &out, &range]].concat())?;
-    let mut names: Vec<String> =
-        fs::read_dir(scratch.path())?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    let slugs: Vec<String> = names.iter().map(|name| slug_of(name)).collect();
-    for old in series::slugs(&fs::read_to_string(queue.join("series"))?) {
-        let _ = fs::remove_file(queue.join(format!("{old}.patch")));
+/// The exported patches in order, with the number taken off their names.
+fn exported(out: &Path) -> Result<Vec<Patch>> {
+    let mut seen = BTreeSet::new();
+    let mut patches = Vec::new();
+    for name in names(out)? {
+        let slug = slug_of(&name).with_context(|| format!("git named a patch {name}"))?;
+        if !seen.insert(slug.to_owned()) {
+            let message = format!("two patches would be named {slug}.patch: give one another subject");
+            return Err(Failure::error(Exit::Usage, message));
+        }
+        patches.push(Patch::parse(slug, &fs::read_to_string(out.join(&name))?)?);
     }
-    for (name, slug) in names.iter().zip(&slugs) {
-        fs::copy(scratch.path().join(name), queue.join(format!("{slug}.patch")))?;
-    }
-    let series = fs::read_to_string(queue.join("series"))?;
-    fs::write(queue.join("series"), rewritten(&series, &slugs))?;
-    Ok(slugs.len())
+    Ok(patches)
 }
 
-/// The name that format-patch makes of a subject, without its number: "0001-fs-x.patch" is "fs-x".
-fn slug_of(name: &str) -> String {
-    name.split_once('-').map_or(name, |(_, rest)| rest).trim_end_matches(".patch").to_owned()
+/// "0001-fs-namespace-x.patch" as "fs-namespace-x".
+fn slug_of(name: &str) -> Option<&str> {
+    let (number, slug) = name.strip_suffix(".patch")?.split_once('-')?;
+    (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(slug)
 }
 
-/// A series file with other slugs: what stands before a patch that is still there stays before it.
-fn rewritten(series: &str, slugs: &[String]) -> String {
-    let mut before: BTreeMap<String, String> = BTreeMap::new();
-    let mut pending = String::new();
-    for line in series.lines() {
-        pending += line;
-        pending.push('\n');
-        if let [slug] = &series::slugs(line)[..] {
-            before.insert(slug.clone(), std::mem::take(&mut pending));
+/// Writes new files first and removes old ones last: whatever interrupts it, no patch is lost.
+fn write(queue: &Path, old_series: &str, patches: &[Patch]) -> Result<Saved> {
+    let mut changed = 0;
+    for patch in patches {
+        let path = queue.join(format!("{}.patch", patch.slug));
+        if fs::read_to_string(&path).ok().as_ref() != Some(&patch.text) {
+            fs::write(&path, &patch.text)?;
+            changed += 1;
         }
     }
-    let block = |slug: &String| before.get(slug).cloned().unwrap_or_else(|| format!("{slug}.patch\n"));
-    slugs.iter().map(block).chain([pending]).collect()
+    let slugs: Vec<String> = patches.iter().map(|patch| patch.slug.clone()).collect();
+    fs::write(queue.join("series"), series::rewritten(old_series, &slugs))?;
+    let gone: Vec<String> = series::slugs_in(queue).into_iter().filter(|slug| !slugs.contains(slug)).collect();
+    gone.iter().try_for_each(|slug| fs::remove_file(queue.join(format!("{slug}.patch"))))?;
+    Ok(Saved { patches: patches.len(), changed, removed: gone.len() })
 }
 
-fn git(dir: &Path, arguments: &[&str]) -> Result<String> {
-    let shell = Shell::new()?;
-    let git = cmd!(shell, "git -C {dir} {arguments...}");
-    // The user's own settings (signing, hooks, a diff algorithm) must not show in the mails.
-    let git = git.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_SYSTEM", "/dev/null");
-    let hint = format!("look at {} with git status", dir.display());
-    Task::new(git)
-        .limit(Duration::from_secs(900))
-        .on_failure(Exit::PatchRejected, hint)
-        .run()
-        .context("the queue's git tree")
+/// git, deaf to the user's own settings: they could change how a patch is written. The committer is the lab; it is not
+/// part of a patch.
+fn git(dir: &Path, args: &[&str]) -> Result<String> {
+    let mut git = Command::new("git");
+    git.arg("-C").arg(dir).args(args);
+    git.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").env("LC_ALL", "C");
+    for role in ["AUTHOR", "COMMITTER"] {
+        git.env(format!("GIT_{role}_NAME"), "mountlab").env(format!("GIT_{role}_EMAIL"), "mountlab@localhost");
+    }
+    Task::new(git).limit(LIMIT).run()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Event, Listener};
+    use crate::failure::exit_code;
+    use std::path::PathBuf;
 
-    /// A base with one file, and a queue of two mails made by git itself.
-    fn fixture() -> tempfile::TempDir {
+    struct Deaf;
+
+    impl Listener for Deaf {
+        fn hear(&mut self, _: &Event) {}
+    }
+
+    const SERIES: &str = "# The queue.\n\n# step one\nadd-a-line-before-the-others-and-say-at-length-why-i.patch\n\n# two\nsecond.patch\n";
+    const FIRST: &str = "Subject: [PATCH] add a line before the others, and say at length why it\n must be there\n";
+
+    /// A patch as git writes it, but for the hash of blobs, which `canonical` fills in.
+    fn mail(subject: &str, diff: &str) -> String {
+        format!(
+            "From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\n\
+             From: =?UTF-8?q?J=C3=B6rg=20A?= <a@b.example>\nDate: Mon, 23 Nov 2026 08:00:00 +0100\n{subject}\n\
+             Why.\n\nSigned-off-by: Jörg A <a@b.example>\n---\n{diff}"
+        )
+    }
+
+    struct Lab {
+        dir: tempfile::TempDir,
+        base: BaseTree,
+        queue: PathBuf,
+    }
+
+    impl Lab {
+        fn tree(&self) -> PathBuf {
+            self.dir.path().join("edit")
+        }
+
+        fn edit(&self) -> usize {
+            edit(&self.tree(), &self.base, &self.queue, &mut Deaf).unwrap()
+        }
+
+        fn files(&self) -> Vec<(String, String)> {
+            let read = |name: String| (name.clone(), fs::read_to_string(self.queue.join(name)).unwrap());
+            names(&self.queue).unwrap().into_iter().map(read).collect()
+        }
+
+        fn commit(&self, path: &str, text: &str, subject: &str) {
+            fs::write(self.tree().join(path), text).unwrap();
+            git(&self.tree(), &["add", "--all"]).unwrap();
+            git(&self.tree(), &["commit", "--quiet", "--message", subject]).unwrap();
+        }
+    }
+
+    /// A base of two files, one of them ignored by its own .gitignore, and a queue of two patches in canonical form.
+    fn lab() -> Lab {
         let dir = tempfile::tempdir().unwrap();
-        let (base, queue) = (dir.path().join("base"), dir.path().join("queue"));
-        fs::create_dir(&base).unwrap();
-        fs::create_dir(&queue).unwrap();
-        fs::write(base.join("f"), "one\ntwo\nthree\n").unwrap();
-        let mail = |subject: &str, from: &str, to: &str, index: &str| {
-            format!(
-                "From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\nFrom: A B <a@b.example>\n\
-                 Date: Mon, 23 Nov 2026 08:00:00 +0100\nSubject: [PATCH] {subject}\n\nWhy it is so.\n\n\
-                 Signed-off-by: A B <a@b.example>\n---\n f | 2 +-\n 1 file changed, 1 insertion(+), 1 deletion(-)\n\n\
-                 diff --git a/f b/f\nindex {index} 100644\n--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n{from}{to}"
-            )
-        };
-        fs::write(
-            queue.join("fs-one.patch"),
-            mail("fs: one", "-one\n+1\n two\n", " three\n", "4cb29ea38f70..c42d3fdc2f55"),
-        )
-        .unwrap();
-        fs::write(
-            queue.join("fs-three.patch"),
-            mail("fs: three", " 1\n two\n", "-three\n+3\n", "c42d3fdc2f55..1d6cdf9b0d47"),
-        )
-        .unwrap();
-        fs::write(queue.join("series"), "# head\n\n# step one\nfs-one.patch\n# step two\nfs-three.patch\n# tail\n")
-            .unwrap();
-        dir
-    }
-
-    fn read_all(queue: &Path) -> BTreeMap<String, String> {
-        let entries = fs::read_dir(queue).unwrap().flatten();
-        entries
-            .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path()).unwrap()))
-            .collect()
-    }
-
-    #[test]
-    fn edit_and_save_round_trip() {
-        let dir = fixture();
-        let at = |name: &str| dir.path().join(name);
-        edit(&at("base"), &at("queue"), &at("tree")).unwrap();
-        assert_eq!(fs::read_to_string(at("tree/f")).unwrap(), "1\ntwo\n3\n");
-        // git writes the index lines itself: save once to have its own, then nothing may change any more.
-        save(&at("tree"), &at("queue")).unwrap();
-        let first = read_all(&at("queue"));
-        assert_eq!(first["series"], "# head\n\n# step one\nfs-one.patch\n# step two\nfs-three.patch\n# tail\n");
-        edit(&at("base"), &at("queue"), &at("again")).unwrap();
-        assert_eq!(save(&at("again"), &at("queue")).unwrap(), 2);
-        assert_eq!(read_all(&at("queue")), first);
-    }
-
-    #[test]
-    fn uncommitted_changes_are_refused() {
-        let dir = fixture();
-        let at = |name: &str| dir.path().join(name);
-        edit(&at("base"), &at("queue"), &at("tree")).unwrap();
-        fs::write(at("tree/f"), "dirty\n").unwrap();
-        assert!(save(&at("tree"), &at("queue")).unwrap_err().to_string().contains("not committed"));
-    }
-
-    #[test]
-    fn comments_stay_with_their_patch() {
-        let series = "# head\na.patch\n# of b\nb.patch\n# tail\n";
-        let slugs = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        assert_eq!(rewritten(series, &slugs(&["a", "b"])), series);
-        assert_eq!(
-            rewritten(series, &slugs(&["a", "new", "b"])),
-            "# head\na.patch\nnew.patch\n# of b\nb.patch\n# tail\n"
+        let (tree, queue) = (dir.path().join("base"), dir.path().join("v1"));
+        fs::create_dir_all(&tree).unwrap();
+        fs::create_dir_all(&queue).unwrap();
+        fs::write(tree.join("f.c"), "one\ntwo\nthree\n").unwrap();
+        fs::write(tree.join(".gitignore"), "*.x\n").unwrap();
+        fs::write(tree.join("ignored.x"), "x\n").unwrap();
+        let first =
+            mail(FIRST, "diff --git a/f.c b/f.c\n--- a/f.c\n+++ b/f.c\n@@ -1,3 +1,4 @@\n+zero\n one\n two\n three\n");
+        let second = mail(
+            "Subject: [PATCH] second\n",
+            "diff --git a/f.c b/f.c\n--- a/f.c\n+++ b/f.c\n@@ -2,3 +2,2 @@ zero\n one\n-two\n three\n",
         );
-        assert_eq!(rewritten(series, &slugs(&["b"])), "# of b\nb.patch\n# tail\n");
+        fs::write(queue.join("series"), SERIES).unwrap();
+        for (slug, text) in series::slugs(SERIES).iter().zip([first, second]) {
+            fs::write(queue.join(format!("{slug}.patch")), text).unwrap();
+        }
+        let base = BaseTree { dir: tree, version: "7.3.4".into(), origin: "test".into(), digest: String::new() };
+        Lab { dir, base, queue }
+    }
+
+    /// [`lab`], with the queue as `save` writes it.
+    fn canonical() -> Lab {
+        let lab = lab();
+        lab.edit();
+        assert_eq!(save(&lab.tree(), &lab.queue).unwrap(), Saved { patches: 2, changed: 2, removed: 0 });
+        fs::remove_dir_all(lab.tree()).unwrap();
+        lab
+    }
+
+    #[test]
+    fn the_round_trip_changes_no_byte() {
+        let lab = canonical();
+        let before = lab.files();
+        assert!(before[0].1.contains("index ") && before[0].1.contains("Jörg"), "{}", before[0].1);
+        assert_eq!(lab.edit(), 2);
+        assert!(git(&lab.tree(), &["ls-files"]).unwrap().contains("ignored.x"));
+        assert_eq!(save(&lab.tree(), &lab.queue).unwrap(), Saved { patches: 2, changed: 0, removed: 0 });
+        assert_eq!(lab.files(), before);
+    }
+
+    #[test]
+    fn commits_are_added_and_dropped() {
+        let lab = canonical();
+        lab.edit();
+        git(&lab.tree(), &["reset", "--quiet", "--hard", "HEAD~1"]).unwrap();
+        lab.commit("g.c", "new\n", "fs: a third thing");
+        assert_eq!(save(&lab.tree(), &lab.queue).unwrap(), Saved { patches: 2, changed: 1, removed: 1 });
+        let series = fs::read_to_string(lab.queue.join("series")).unwrap();
+        assert_eq!(series, SERIES.replace("\n# two\nsecond.patch\n", "fs-a-third-thing.patch\n\n# two\n"));
+        assert!(!lab.queue.join("second.patch").exists());
+    }
+
+    #[test]
+    fn nothing_is_saved_when_something_would_be_lost() {
+        let lab = canonical();
+        let before = lab.files();
+        let refused = |part: &str| {
+            let error = save(&lab.tree(), &lab.queue).unwrap_err();
+            assert_eq!(exit_code(&error), Exit::Usage, "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        };
+        refused("did not make this folder");
+        lab.edit();
+        fs::write(lab.tree().join("f.c"), "changed\n").unwrap();
+        refused("not committed");
+        lab.commit("f.c", "again\n", "second");
+        refused("two patches would be named second.patch");
+        assert_eq!(lab.files(), before);
+    }
+
+    #[test]
+    fn a_folder_in_use_is_left_alone() {
+        let lab = lab();
+        let error = edit(lab.dir.path(), &lab.base, &lab.queue, &mut Deaf).unwrap_err();
+        assert_eq!(exit_code(&error), Exit::Usage);
+    }
+
+    #[test]
+    fn numbers_are_taken_off() {
+        assert_eq!(slug_of("0001-fs-x-2-y.patch"), Some("fs-x-2-y"));
+        assert_eq!(slug_of("0001-.patch"), Some(""));
+        assert_eq!(slug_of("series"), None);
     }
 }

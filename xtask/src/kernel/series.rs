@@ -1,6 +1,6 @@
 //! The queue on disk: a `series` file that is the order, and one mail per patch.
 
-use super::patch::{Patch, apply};
+use super::patch::Patch;
 use crate::failure::{Exit, Failure};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -9,14 +9,19 @@ use std::path::Path;
 
 /// Slugs of a `series` file, in order; `#` starts a comment.
 pub fn slugs(series: &str) -> Vec<String> {
-    let lines = series.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    lines.filter(|line| !line.is_empty()).map(|line| line.trim_end_matches(".patch").to_owned()).collect()
+    series.lines().filter_map(slug).collect()
+}
+
+/// The slug that a line of a `series` file names, if it names one.
+pub fn slug(line: &str) -> Option<String> {
+    let name = line.split('#').next().unwrap_or_default().trim();
+    (!name.is_empty()).then(|| name.strip_suffix(".patch").unwrap_or(name).to_owned())
 }
 
 /// Reads a queue.
 ///
 /// # Errors
-/// A patch that is listed and not there, or malformed.
+/// No series file, or a patch of it that is not there or malformed.
 pub fn read(dir: &Path) -> Result<Vec<Patch>> {
     let path = dir.join("series");
     let series = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -29,92 +34,126 @@ pub fn read(dir: &Path) -> Result<Vec<Patch>> {
 /// It is not there, or malformed.
 pub fn read_patch(dir: &Path, slug: &str) -> Result<Patch> {
     let path = dir.join(format!("{slug}.patch"));
-    match fs::read_to_string(&path) {
-        Ok(text) => Patch::parse(slug, &text),
-        Err(error) => Err(Failure::error(Exit::PatchRejected, format!("cannot read {}: {error}", path.display()))),
-    }
+    let unreadable = |error| Failure::error(Exit::PatchRejected, format!("cannot read {}: {error}", path.display()));
+    Patch::parse(slug, &fs::read_to_string(&path).map_err(unreadable)?)
 }
 
-/// What differs between the series file and its folder, in sentences.
-///
-/// # Errors
-/// The folder cannot be read.
-pub fn strays(dir: &Path) -> Result<Vec<String>> {
-    let listed: BTreeSet<String> = slugs(&fs::read_to_string(dir.join("series"))?).into_iter().collect();
-    let names = fs::read_dir(dir)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let there: BTreeSet<String> = names.filter_map(|name| name.strip_suffix(".patch").map(str::to_owned)).collect();
-    let missing = listed.difference(&there).map(|slug| format!("{slug}.patch is listed in series, but not there"));
-    let unlisted = there.difference(&listed).map(|slug| format!("{slug}.patch is there, but not listed in series"));
-    Ok(missing.chain(unlisted).collect())
+/// Slugs of the patch files in a folder, sorted. A folder that is not there holds none.
+pub fn slugs_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let slugs: BTreeSet<String> = names.filter_map(|name| name.strip_suffix(".patch").map(str::to_owned)).collect();
+    slugs.into_iter().collect()
 }
 
-/// Applies patches to a tree. Files are replaced, never written in place: they may be hard links.
-///
-/// # Errors
-/// The first patch that does not fit; the tree is then half patched and must be thrown away.
-pub fn apply_all(patches: &[Patch], tree: &Path) -> Result<()> {
-    patches.iter().try_for_each(|patch| apply_one(patch, tree))
+/// What differs between the `series` file of a folder and the patches in it, in sentences.
+pub fn strays(series: &str, there: &[String]) -> Vec<String> {
+    let listed = slugs(series);
+    let twice = |at: usize| listed[..at].contains(&listed[at]);
+    let mut strays: Vec<String> = (0..listed.len())
+        .filter(|&at| twice(at))
+        .map(|at| format!("series lists {}.patch twice", listed[at]))
+        .collect();
+    let missing = listed.iter().filter(|slug| !there.contains(slug));
+    strays.extend(missing.map(|slug| format!("series lists {slug}.patch, which is not there")));
+    let unlisted = there.iter().filter(|slug| !listed.contains(slug));
+    strays.extend(unlisted.map(|slug| format!("{slug}.patch is there, but series does not list it")));
+    strays
 }
 
-fn apply_one(patch: &Patch, tree: &Path) -> Result<()> {
-    for change in &patch.files {
-        let path = tree.join(change.path());
-        let old = change.old.as_ref().and_then(|_| fs::read_to_string(&path).ok());
-        let old = if change.old.is_none() && path.exists() { fs::read_to_string(&path).ok() } else { old };
-        match apply(&patch.slug, change, old.as_deref())? {
-            Some(new) => replace(&path, &new)?,
-            None => fs::remove_file(&path)?,
+/// The `series` file for another list of slugs. Comments stay with the patch below them; those of a patch that is gone
+/// stay where they were, and so does the first paragraph.
+pub fn rewritten(old: &str, slugs: &[String]) -> String {
+    let (head, mut blocks, tail) = blocks(old);
+    let left = carry_comments_of_the_gone(&mut blocks, slugs);
+    let mut text = head;
+    for wanted in slugs {
+        match blocks.iter().find(|block| block.slug == *wanted) {
+            Some(block) => text += &(block.comments.clone() + &block.line),
+            None => text += &format!("{wanted}.patch\n"),
         }
     }
-    Ok(())
+    text + &left + &tail
 }
 
-fn replace(path: &Path, text: &str) -> Result<()> {
-    let dir = path.parent().context("a file of a patch has a folder")?;
-    fs::create_dir_all(dir)?;
-    let mode = fs::metadata(path).map(|metadata| metadata.permissions());
-    let file = tempfile::NamedTempFile::new_in(dir)?;
-    fs::write(file.path(), text)?;
-    if let Ok(mode) = mode {
-        fs::set_permissions(file.path(), mode)?;
-    } else {
-        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+/// A patch's line of the series file, and what stands above it.
+struct Block {
+    comments: String,
+    slug: String,
+    line: String,
+}
+
+/// The file's first paragraph, its patches, and what follows the last one.
+fn blocks(series: &str) -> (String, Vec<Block>, String) {
+    let (mut head, mut blocks, mut comments) = (String::new(), Vec::new(), String::new());
+    for line in series.lines() {
+        let text = format!("{line}\n");
+        match slug(line) {
+            Some(slug) => blocks.push(Block { comments: std::mem::take(&mut comments), slug, line: text }),
+            None => comments += &text,
+        }
+        if line.is_empty() && head.is_empty() && blocks.is_empty() {
+            head = std::mem::take(&mut comments);
+        }
     }
-    file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(())
+    (head, blocks, comments)
+}
+
+/// Hands the comments of a patch that is gone to the next one that is not; returns those after the last.
+fn carry_comments_of_the_gone(blocks: &mut [Block], slugs: &[String]) -> String {
+    let mut carried = String::new();
+    for block in blocks {
+        if slugs.contains(&block.slug) {
+            block.comments = std::mem::take(&mut carried) + &block.comments;
+        } else {
+            carried += &block.comments;
+        }
+    }
+    carried
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const SERIES: &str = "# The queue.\n\n# step one\na.patch\nb.patch # why\n\n# step two\nc.patch\n\n# the end\n";
+
+    fn owned(slugs: &[&str]) -> Vec<String> {
+        slugs.iter().map(|slug| (*slug).to_owned()).collect()
+    }
+
     #[test]
     fn comments_and_blank_lines_are_no_slugs() {
-        assert_eq!(slugs("# step one\na.patch\n\nb.patch # why\n"), ["a", "b"]);
+        assert_eq!(slugs(SERIES), ["a", "b", "c"]);
     }
 
     #[test]
     fn strays_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("series"), "a.patch\nb.patch\n").unwrap();
-        for name in ["a.patch", "c.patch"] {
-            fs::write(dir.path().join(name), "").unwrap();
-        }
-        let strays = strays(dir.path()).unwrap();
-        assert_eq!(strays.len(), 2);
-        assert!(strays[0].starts_with("b.patch is listed") && strays[1].starts_with("c.patch is there"), "{strays:?}");
+        let strays = strays("a.patch\nb.patch\na.patch\n", &owned(&["a", "c"]));
+        assert_eq!(
+            strays,
+            [
+                "series lists a.patch twice",
+                "series lists b.patch, which is not there",
+                "c.patch is there, but series does not list it"
+            ]
+        );
+        assert!(super::strays(SERIES, &owned(&["a", "b", "c"])).is_empty());
     }
 
     #[test]
-    fn a_hard_link_elsewhere_keeps_its_text() {
-        let dir = tempfile::tempdir().unwrap();
-        let (base, tree) = (dir.path().join("base"), dir.path().join("tree"));
-        fs::create_dir(&tree).unwrap();
-        fs::write(&base, "old\n").unwrap();
-        fs::hard_link(&base, tree.join("f")).unwrap();
-        let patch = Patch::parse("p", "--- a/f\n+++ b/f\n@@ -1 +1 @@\n-old\n+new\n").unwrap();
-        apply_all(&[patch], &tree).unwrap();
-        assert_eq!(fs::read_to_string(tree.join("f")).unwrap(), "new\n");
-        assert_eq!(fs::read_to_string(base).unwrap(), "old\n");
+    fn the_same_list_gives_the_same_bytes() {
+        assert_eq!(rewritten(SERIES, &owned(&["a", "b", "c"])), SERIES);
+    }
+
+    #[test]
+    fn comments_move_with_their_patch_and_none_is_lost() {
+        let moved = rewritten(SERIES, &owned(&["b", "new", "c", "a"]));
+        assert_eq!(
+            moved,
+            "# The queue.\n\nb.patch # why\nnew.patch\n\n# step two\nc.patch\n# step one\na.patch\n\n# the end\n"
+        );
+        let gone = rewritten(SERIES, &owned(&["b"]));
+        assert_eq!(gone, "# The queue.\n\n# step one\nb.patch # why\n\n# step two\n\n# the end\n");
     }
 }

@@ -1,288 +1,224 @@
-//! The base tree: from the user, the cache, or the first origin that has it; checked, whatever its origin.
+//! Where the base comes from: what the user gives, the cache, then each source of the catalog until one works.
 
-use super::apt;
-use super::catalog::{Base, Catalog, Origin, Tree};
+use super::base::{self, BaseTree, cached, install, list, names};
+use super::catalog::{Base, Source};
+use super::stage::Stage;
+use super::{apt, digest, download};
 use crate::cache::Cache;
 use crate::event::{Event, Events};
-use crate::failure::{Exit, Failure};
-use crate::process::{Task, check_interrupt};
-use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
+use crate::failure::{Exit, Failure, exit_code};
+use crate::process::Task;
+use anyhow::Result;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 use xshell::{Shell, cmd};
 
-/// An unpacked kernel takes 1.6 GiB, its tarball 0.2.
-const UNPACKED_MIB: u64 = 2200;
+/// Longest time for unpacking or copying a tree: seconds on a disk, minutes on a bad network file system.
+const UNPACK_LIMIT: Duration = Duration::from_secs(1800);
 
-/// Limit of unpacking; 15 s on a small host.
-const UNPACK_LIMIT: Duration = Duration::from_secs(600);
-
-/// The unpacked and checked base tree; `given` is what `--source` names.
+/// The pristine base: from `given` if there is one, else from the cache, else from the first source that works.
 ///
 /// # Errors
-/// No origin has it, or what it gave is another tree.
-pub fn base(catalog: &Catalog, cache: &Cache, given: Option<&Path>, events: Events<'_>) -> Result<PathBuf> {
-    let base = &catalog.base;
-    if let Some(given) = given {
-        return given_source(base, cache, given, events);
-    }
-    let kept = cache.dir().join(format!("source/linux-{}", base.version));
-    if kept.exists() {
-        verify(base, &kept)?;
-        return Ok(kept);
+/// `given` is not the base, or no source works: then every source's reason.
+pub fn open(base: &Base, cache: &Cache, given: Option<&Path>, events: Events<'_>) -> Result<BaseTree> {
+    base::sweep(cache);
+    if let Some(path) = given {
+        return from_path(base, cache, path, events);
     }
     let mut reasons = Vec::new();
-    for origin in &base.source {
-        check_interrupt("fetching the kernel source")?;
-        match fetch(base, cache, origin, &kept, events) {
-            Ok(()) => return Ok(kept),
-            Err(error) if is_final(&error) => return Err(error),
-            Err(error) => {
-                events.hear(&Event::Note(format!(
-                    "no source from {}: {}; trying the next",
-                    shown(origin),
-                    first_line(&error)
-                )));
-                reasons.push(format!("{}: {error:#}", shown(origin)));
-            }
+    match cached(base, cache) {
+        Ok(Some(tree)) => return Ok(tree),
+        Ok(None) => reasons.push("the cache: nothing there yet".to_owned()),
+        Err(error) => fall_through("the cache", error, &mut reasons, events)?,
+    }
+    for source in &base.sources {
+        match obtain(base, cache, source, events) {
+            Ok(tree) => return Ok(tree),
+            Err(error) => fall_through(&source.to_string(), error, &mut reasons, events)?,
         }
     }
+    let reasons = reasons.join("\n  ");
     let message = format!(
-        "no origin has Linux {}:\n{}\nnext: give a tree or tarball with --source PATH",
-        base.version,
-        reasons.join("\n")
+        "no source of Linux {} works:\n  {reasons}\n\
+         next: get linux-{0}.tar.xz in any way and give it with --source PATH",
+        base.version
     );
     Err(Failure::error(Exit::Unavailable, message))
 }
 
-/// A full disk and Ctrl-C are not mended by another origin.
-fn is_final(error: &anyhow::Error) -> bool {
-    matches!(crate::failure::exit_code(error), Exit::NoSpace | Exit::Interrupted)
-}
-
-fn first_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").lines().next().unwrap_or_default().to_owned()
-}
-
-fn shown(origin: &Origin) -> String {
-    match origin {
-        Origin::Tarball { url } => url.clone(),
-        Origin::Debian { package, suite } => format!("Debian's package {package} ({suite})"),
+/// Tells why a source failed and goes on, unless no other source could help.
+fn fall_through(source: &str, error: anyhow::Error, reasons: &mut Vec<String>, events: Events<'_>) -> Result<()> {
+    if matches!(exit_code(&error), Exit::Interrupted | Exit::NoSpace) {
+        return Err(error);
     }
-}
-
-/// A tree is used where it lies; a tarball is unpacked into the cache.
-fn given_source(base: &Base, cache: &Cache, given: &Path, events: Events<'_>) -> Result<PathBuf> {
-    let given = given
-        .canonicalize()
-        .map_err(|error| Failure::error(Exit::Usage, format!("--source {}: {error}", given.display())))?;
-    if given.is_dir() {
-        verify(base, &given)?;
-        return Ok(given);
-    }
-    let kept = cache.dir().join(format!("source/linux-{}", base.version));
-    if kept.exists() {
-        fs::remove_dir_all(&kept)?;
-    }
-    unpack(base, cache, &given, &kept, events)?;
-    Ok(kept)
-}
-
-fn fetch(base: &Base, cache: &Cache, origin: &Origin, kept: &Path, events: Events<'_>) -> Result<()> {
-    cache.need_space(UNPACKED_MIB, "fetching the kernel source")?;
-    let scratch = tempfile::tempdir_in(cache.dir())?;
-    let stage = format!("fetch {}", shown(origin));
-    events.hear(&Event::StageStarted { stage: stage.clone() });
-    let start = Instant::now();
-    let tarball = match origin {
-        Origin::Tarball { url } => download(url, scratch.path())?,
-        Origin::Debian { package, suite } => tarball_of_package(package, suite, scratch.path())?,
-    };
-    events.hear(&Event::StageFinished { stage, result: String::new(), elapsed: start.elapsed() });
-    unpack(base, cache, &tarball, kept, events)
-}
-
-/// Downloads with curl; a server that does not answer within seconds is not waited for.
-fn download(url: &str, dir: &Path) -> Result<PathBuf> {
-    let tarball = dir.join("linux.tar.xz");
-    let shell = Shell::new()?;
-    let patience = ["--connect-timeout", "5", "--speed-limit", "10000", "--speed-time", "20"];
-    Task::new(cmd!(shell, "curl --fail --silent --show-error --location {patience...} --output {tarball} {url}"))
-        .limit(Duration::from_secs(1800))
-        .run()?;
-    Ok(tarball)
-}
-
-/// The tarball within a linux-source package.
-fn tarball_of_package(package: &str, suite: &str, dir: &Path) -> Result<PathBuf> {
-    let deb = apt::download(package, suite, dir)?;
-    let shell = Shell::new()?;
-    Task::new(cmd!(shell, "dpkg-deb --extract {deb} {dir}/deb")).limit(UNPACK_LIMIT).run()?;
-    let tarball = dir.join(format!("deb/usr/src/{package}.tar.xz"));
-    tarball.exists().then_some(tarball).with_context(|| format!("{package} holds no usr/src/{package}.tar.xz"))
-}
-
-/// Unpacks beside the final place, checks, and moves: what is in the cache is whole.
-fn unpack(base: &Base, cache: &Cache, tarball: &Path, kept: &Path, events: Events<'_>) -> Result<()> {
-    cache.need_space(UNPACKED_MIB, "unpacking the kernel source")?;
-    let stage = format!("unpack Linux {}", base.version);
-    events.hear(&Event::StageStarted { stage: stage.clone() });
-    let start = Instant::now();
-    let parent = kept.parent().context("the source has a parent folder")?;
-    fs::create_dir_all(parent)?;
-    let scratch = tempfile::tempdir_in(parent)?;
-    let (shell, into) = (Shell::new()?, scratch.path());
-    Task::new(cmd!(shell, "tar --extract --file {tarball} --directory {into} --strip-components=1"))
-        .limit(UNPACK_LIMIT)
-        .run()?;
-    verify(base, scratch.path())?;
-    let unpacked = scratch.keep();
-    fs::set_permissions(&unpacked, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    fs::rename(&unpacked, kept).with_context(|| format!("cannot move the source to {}", kept.display()))?;
-    events.hear(&Event::StageFinished { stage, result: String::new(), elapsed: start.elapsed() });
+    let reason = format!("{source}: {error:#}");
+    events.hear(&Event::Note(format!("kernel source, {reason}; trying the next one")));
+    reasons.push(reason);
     Ok(())
 }
 
-/// Compares the version in the Makefile and the SHA-256 of each file that the series may touch.
-///
-/// # Errors
-/// The first difference: another base.
-pub fn verify(base: &Base, tree: &Path) -> Result<()> {
-    let wrong = |why: String| {
-        let message = format!(
-            "{} is not Linux {}: {why}\nnext: give a pristine tree or tarball of that version with --source PATH",
-            tree.display(),
-            base.version
-        );
-        Failure::error(Exit::WrongBase, message)
-    };
-    let makefile =
-        fs::read_to_string(tree.join("Makefile")).map_err(|error| wrong(format!("its Makefile: {error}")))?;
-    let found = version(&makefile).ok_or_else(|| wrong("its Makefile names no version".into()))?;
-    if found != base.version {
-        return Err(wrong(format!("its Makefile says {found}")));
-    }
-    for (path, expected) in &base.files {
-        let text = fs::read(tree.join(path)).map_err(|error| wrong(format!("{path}: {error}")))?;
-        let found = hex(&Sha256::digest(&text));
-        if &found != expected {
-            return Err(wrong(format!("{path} has SHA-256 {found}, expected {expected}")));
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Tarball { url } => write!(f, "{url}"),
+            Source::Debian { package, suite } => write!(f, "Debian package {package} of {suite}"),
         }
     }
+}
+
+fn obtain(base: &Base, cache: &Cache, source: &Source, events: Events<'_>) -> Result<BaseTree> {
+    let scratch = base::scratch(cache)?;
+    let tarball = match source {
+        Source::Tarball { url } => download::tarball(url, scratch.path(), events)?,
+        Source::Debian { package, suite } => apt::tarball(package, suite, cache, scratch.path(), events)?,
+    };
+    install_tarball(base, cache, &source.to_string(), &tarball, events)
+}
+
+/// The base from a tree or a tarball of the user's.
+fn from_path(base: &Base, cache: &Cache, path: &Path, events: Events<'_>) -> Result<BaseTree> {
+    let missing = |error| Failure::error(Exit::Usage, format!("--source {}: {error}", path.display()));
+    let path = path.canonicalize().map_err(missing)?;
+    let is_tree = path.is_dir();
+    let origin = if is_tree { origin_of_tree(base, &path)? } else { origin_of_tarball(&path)? };
+    match cached(base, cache) {
+        Ok(Some(tree)) if tree.origin == origin => Ok(tree),
+        _ if is_tree => install_tree(base, cache, &origin, &path, events),
+        _ => install_tarball(base, cache, &origin, &path, events),
+    }
+}
+
+fn origin_of_tree(base: &Base, path: &Path) -> Result<String> {
+    base::verify(base, path)?;
+    let files = list(path, &is_source, &state)?;
+    Ok(format!("tree {} ({})", path.display(), digest::key([files.as_str()])))
+}
+
+fn origin_of_tarball(path: &Path) -> Result<String> {
+    Ok(format!("tarball {} ({})", path.display(), state(&fs::metadata(path)?)))
+}
+
+/// Size and time of change of a file: what a build looks at to see whether it is another one.
+pub fn state(metadata: &fs::Metadata) -> String {
+    let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    format!("{} {}", metadata.len(), modified.unwrap_or_default().as_nanos())
+}
+
+/// Whether a top-level entry of a tree is source: neither a repository nor somebody's build folder.
+pub fn is_source(name: &str) -> bool {
+    name != ".git" && !name.starts_with("build")
+}
+
+fn install_tarball(base: &Base, cache: &Cache, origin: &str, tarball: &Path, events: Events<'_>) -> Result<BaseTree> {
+    let stage = Stage::start(events, format!("unpack {}", tarball.file_name().unwrap_or_default().to_string_lossy()));
+    let sh = Shell::new()?;
+    let tree = install(base, cache, origin, |tree| {
+        let tar = cmd!(sh, "tar --extract --file {tarball} --directory {tree} --strip-components 1 --no-same-owner");
+        let hint = "check the tarball: it must be a whole .tar.xz or .tar.gz";
+        Task::new(tar).limit(UNPACK_LIMIT).on_failure(Exit::Unavailable, hint).run().map(drop)
+    })?;
+    stage.finish(format!("Linux {}", tree.version));
+    Ok(tree)
+}
+
+fn install_tree(base: &Base, cache: &Cache, origin: &str, path: &Path, events: Events<'_>) -> Result<BaseTree> {
+    let stage = Stage::start(events, format!("copy {}", path.display()));
+    let tree = install(base, cache, origin, |tree| copy(path, tree))?;
+    stage.finish(format!("Linux {}", tree.version));
+    Ok(tree)
+}
+
+/// Copies a tree's source, and cleans the copy if somebody has built in the tree itself: `make O=` refuses such a tree.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let sh = Shell::new()?;
+    let entries: Vec<_> = names(from)?.into_iter().filter(|name| is_source(name)).map(|name| from.join(name)).collect();
+    let copy = cmd!(sh, "cp -a --no-preserve=ownership --reflink=auto --target-directory {to} -- {entries...}");
+    Task::new(copy).limit(UNPACK_LIMIT).run()?;
+    if to.join(".config").exists() || to.join("include/config").exists() {
+        Task::new(cmd!(sh, "make -C {to} mrproper")).limit(UNPACK_LIMIT).run()?;
+    }
     Ok(())
-}
-
-/// VERSION.PATCHLEVEL.SUBLEVEL of the top Makefile; a SUBLEVEL of 0 is left out, as in release names.
-fn version(makefile: &str) -> Option<String> {
-    let value = |name: &str| {
-        let line = makefile.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix('='));
-        line.map(|value| value.trim().to_owned())
-    };
-    let (major, minor, sub) = (value("VERSION")?, value("PATCHLEVEL")?, value("SUBLEVEL")?);
-    let extra = value("EXTRAVERSION").unwrap_or_default();
-    Some(if sub == "0" { format!("{major}.{minor}{extra}") } else { format!("{major}.{minor}.{sub}{extra}") })
-}
-
-/// The version of any tree.
-///
-/// # Errors
-/// Its Makefile names none.
-pub fn version_of(tree: &Path) -> Result<String> {
-    let makefile =
-        fs::read_to_string(tree.join("Makefile")).with_context(|| format!("no Makefile in {}", tree.display()))?;
-    version(&makefile).with_context(|| format!("the Makefile of {} names no version", tree.display()))
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A commit of a repository, as a tree in the cache.
-///
-/// # Errors
-/// git's.
-pub fn of_git(url: &str, reference: &str, cache: &Cache, events: Events<'_>) -> Result<PathBuf> {
-    let dir = cache.dir().join("git").join(&hex(&Sha256::digest(format!("{url}#{reference}")))[..16]);
-    let stage = format!("fetch {url}#{reference}");
-    events.hear(&Event::StageStarted { stage: stage.clone() });
-    let start = Instant::now();
-    fs::create_dir_all(&dir)?;
-    let shell = Shell::new()?;
-    let git = |arguments: &[&str]| {
-        Task::new(cmd!(shell, "git -C {dir} {arguments...}"))
-            .limit(Duration::from_secs(3600))
-            .on_failure(Exit::Unavailable, "check the URL and the reference")
-            .run()
-    };
-    if !dir.join(".git").exists() {
-        cache.need_space(UNPACKED_MIB, "fetching a kernel repository")?;
-        git(&["init", "--quiet"])?;
-    }
-    git(&["fetch", "--quiet", "--depth=1", url, reference])?;
-    git(&["checkout", "--quiet", "--force", "--detach", "FETCH_HEAD"])?;
-    events.hear(&Event::StageFinished { stage, result: String::new(), elapsed: start.elapsed() });
-    Ok(dir)
-}
-
-/// What identifies the content of a tree: for the base its version and hashes, for a user's tree the state of each file.
-///
-/// # Errors
-/// The tree cannot be read.
-pub fn identity(tree: &Tree, base: &Base, dir: &Path) -> Result<String> {
-    if *tree == Tree::Base {
-        return Ok(format!("{} {:?}", base.version, base.files));
-    }
-    let shell = Shell::new()?;
-    let find = cmd!(shell, "find {dir} -name .git -prune -o -type f -printf '%P %s %T@\n'");
-    let mut files: Vec<String> =
-        Task::new(find).limit(Duration::from_secs(120)).run()?.lines().map(str::to_owned).collect();
-    files.sort();
-    Ok(hex(&Sha256::digest(files.join("\n"))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::exit_code;
-    use std::collections::BTreeMap;
+    use crate::event::Listener;
+    use crate::kernel::base::tests::{fill, fixture};
 
-    const MAKEFILE: &str = "# SPDX\nVERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\nEXTRAVERSION =\nNAME = x\n";
+    #[derive(Default)]
+    struct Notes(Vec<String>);
 
-    fn tree(makefile: &str, text: &str) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("Makefile"), makefile).unwrap();
-        fs::write(dir.path().join("f"), text).unwrap();
-        dir
-    }
-
-    fn base() -> Base {
-        let files = BTreeMap::from([("f".to_owned(), hex(&Sha256::digest("text")))]);
-        Base { version: "7.3.4".into(), source: Vec::new(), files }
-    }
-
-    #[test]
-    fn the_right_tree_is_accepted() {
-        verify(&base(), tree(MAKEFILE, "text").path()).unwrap();
-    }
-
-    #[test]
-    fn another_version_or_a_changed_file_is_refused() {
-        let older = MAKEFILE.replace("SUBLEVEL = 4", "SUBLEVEL = 3");
-        for (makefile, text, part) in
-            [(older.as_str(), "text", "says 7.3.3"), (MAKEFILE, "other", "f has SHA-256"), ("", "text", "no version")]
-        {
-            let error = verify(&base(), tree(makefile, text).path()).unwrap_err();
-            assert_eq!(exit_code(&error), Exit::WrongBase);
-            assert!(error.to_string().contains(part), "{error}");
+    impl Listener for Notes {
+        fn hear(&mut self, event: &Event) {
+            if let Event::Note(text) = event {
+                self.0.push(text.clone());
+            }
         }
     }
 
+    struct Lab {
+        _dir: tempfile::TempDir,
+        tree: std::path::PathBuf,
+        cache: Cache,
+        notes: Notes,
+    }
+
+    fn lab() -> Lab {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("given");
+        fill(&tree).unwrap();
+        let cache = Cache::lock_at(&dir.path().join("cache")).unwrap();
+        Lab { _dir: dir, tree, cache, notes: Notes::default() }
+    }
+
     #[test]
-    fn release_names_leave_out_a_sublevel_of_zero() {
-        assert_eq!(version(&MAKEFILE.replace("= 4", "= 0")).unwrap(), "7.3");
-        assert_eq!(version(&MAKEFILE.replace("EXTRAVERSION =", "EXTRAVERSION = -rc2")).unwrap(), "7.3.4-rc2");
+    fn a_given_tree_is_copied_without_repository_and_builds() {
+        let mut lab = lab();
+        for folder in [".git", "build-x"] {
+            fs::create_dir(lab.tree.join(folder)).unwrap();
+        }
+        let base = open(&fixture(), &lab.cache, Some(&lab.tree), &mut lab.notes).unwrap();
+        assert_eq!(names(&base.dir).unwrap(), ["Kconfig", "Makefile", "fs"]);
+        // From now on the cache has it.
+        assert_eq!(open(&fixture(), &lab.cache, None, &mut lab.notes).unwrap().digest, base.digest);
+    }
+
+    #[test]
+    fn a_given_tarball_is_unpacked() {
+        let mut lab = lab();
+        let tarball = lab.tree.with_extension("tar.gz");
+        let (dir, sh) = (lab.tree.parent().unwrap(), Shell::new().unwrap());
+        Task::new(cmd!(sh, "tar -C {dir} -czf {tarball} given")).run().unwrap();
+        let base = open(&fixture(), &lab.cache, Some(&tarball), &mut lab.notes).unwrap();
+        assert!(base.dir.join("fs/a.c").exists() && base.origin.starts_with("tarball "));
+    }
+
+    #[test]
+    fn a_given_tree_that_is_wrong_is_not_replaced_by_another_source() {
+        let mut lab = lab();
+        fs::write(lab.tree.join("fs/a.c"), "changed").unwrap();
+        let error = open(&fixture(), &lab.cache, Some(&lab.tree), &mut lab.notes).unwrap_err();
+        assert_eq!(exit_code(&error), Exit::WrongBase);
+        let error = open(&fixture(), &lab.cache, Some(Path::new("/nowhere")), &mut lab.notes).unwrap_err();
+        assert_eq!(exit_code(&error), Exit::Usage);
+    }
+
+    #[test]
+    fn each_failing_source_says_so_and_falls_to_the_next() {
+        let mut lab = lab();
+        let mut base = fixture();
+        let url = |path: &Path| format!("file://{}", path.display());
+        base.sources = vec![
+            Source::Tarball { url: url(&lab.tree.join("not-there.tar.gz")) },
+            Source::Tarball { url: url(&lab.tree.join("neither.tar.gz")) },
+        ];
+        let error = open(&base, &lab.cache, None, &mut lab.notes).unwrap_err();
+        assert_eq!(exit_code(&error), Exit::Unavailable);
+        assert_eq!(lab.notes.0.len(), 2, "{:?}", lab.notes.0);
+        for part in ["the cache: nothing there yet", "not-there.tar.gz", "neither.tar.gz", "--source PATH"] {
+            assert!(error.to_string().contains(part), "{part} is missing in: {error}");
+        }
     }
 }
