@@ -88,7 +88,7 @@ pub struct BenchFlags {
     #[arg(long, value_delimiter = ',', default_value = "10", value_name = "N,...", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub layers: Vec<u32>,
     /// Container starts per iteration
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub containers: u32,
     /// Concurrent container starts [default: the guest's CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
