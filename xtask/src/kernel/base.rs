@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What the packed source takes besides the tree, MiB: a package, the tarball in it, and some air.
-const PACKED_MIB: u64 = 500;
+pub const PACKED_MIB: u64 = 500;
 
 /// Start of the names of folders that are not finished yet.
 const UNFINISHED: &str = "unfinished-";

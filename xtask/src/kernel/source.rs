@@ -4,7 +4,7 @@ use super::base::{self, BaseTree, cached, install, list, names};
 use super::catalog::{Base, Source};
 use super::stage::Stage;
 use super::{apt, digest, download};
-use crate::cache::Cache;
+use crate::cache::{Cache, or_no_space};
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure, exit_code};
 use crate::process::Task;
@@ -32,8 +32,9 @@ pub fn open(base: &Base, cache: &Cache, given: Option<&Path>, events: Events<'_>
         Ok(None) => reasons.push("the cache: nothing there yet".to_owned()),
         Err(error) => fall_through("the cache", error, &mut reasons, events)?,
     }
+    cache.need_space(base.unpacked_mib + base::PACKED_MIB, "getting the kernel source")?;
     for source in &base.sources {
-        match obtain(base, cache, source, events) {
+        match obtain(base, cache, source, events).map_err(or_no_space) {
             Ok(tree) => return Ok(tree),
             Err(error) => fall_through(&source.to_string(), error, &mut reasons, events)?,
         }
