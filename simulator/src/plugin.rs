@@ -1,0 +1,269 @@
+//! What QEMU calls: at installation, for each vCPU, for each block that it translates, at halts, at the end.
+#![allow(unsafe_code)]
+
+use crate::machine::{self, Counter, LIMIT, machine};
+use crate::options::Options;
+use crate::profile::Profile;
+use crate::raw;
+use crate::region::{Mark, Region, Snapshot, mark};
+use crate::report::Summary;
+use libc::{c_char, c_int, c_uint, c_void};
+use qemu_plugin_sys as qemu;
+use std::cell::UnsafeCell;
+use std::ffi::CStr;
+use std::ptr;
+
+/// The oldest plugin interface that has all we call: conditional callbacks came with 3 (QEMU 9.1), and bindings of 4 are used.
+#[unsafe(no_mangle)]
+static qemu_plugin_version: c_int = 4;
+
+/// One vCPU's line of the scoreboard, which translated code adds to by itself.
+#[repr(C)]
+struct Line {
+    /// Time used up, from an arbitrary start: see `machine::LIMIT`.
+    ticks: u64,
+    pauses: u64,
+    tsc_reads: u64,
+}
+
+struct Plugin {
+    options: Options,
+    board: *mut qemu::qemu_plugin_scoreboard,
+    vcpus: usize,
+    begin: Option<Snapshot>,
+    regions: Vec<Region>,
+    profile: Profile,
+    host_start_ns: u64,
+}
+
+struct Shared(UnsafeCell<Option<Plugin>>);
+// SAFETY: the invariant of `machine`: one carrier.
+unsafe impl Sync for Shared {}
+
+static PLUGIN: Shared = Shared(UnsafeCell::new(None));
+
+fn plugin() -> &'static mut Plugin {
+    // SAFETY: the invariant of `machine`; no reference is kept over a change of fibers.
+    unsafe { (*PLUGIN.0.get()).as_mut() }.expect("QEMU calls back only after the installation")
+}
+
+fn entry(offset: usize) -> qemu::qemu_plugin_u64 {
+    qemu::qemu_plugin_u64 { score: plugin().board, offset }
+}
+
+fn ticks() -> qemu::qemu_plugin_u64 {
+    entry(std::mem::offset_of!(Line, ticks))
+}
+
+fn get(offset: usize, vcpu: usize) -> u64 {
+    // SAFETY: the scoreboard lives as long as QEMU, and has a line for each vCPU that has been initialised.
+    unsafe { qemu::qemu_plugin_u64_get(entry(offset), vcpu as c_uint) }
+}
+
+fn get_ticks(vcpu: usize) -> u64 {
+    get(std::mem::offset_of!(Line, ticks), vcpu)
+}
+
+fn set_ticks(vcpu: usize, value: u64) {
+    // SAFETY: as above.
+    unsafe { qemu::qemu_plugin_u64_set(ticks(), vcpu as c_uint, value) }
+}
+
+/// QEMU's entry point.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn qemu_plugin_install(
+    id: qemu::qemu_plugin_id_t,
+    _info: *const c_void,
+    count: c_int,
+    arguments: *const *const c_char,
+) -> c_int {
+    // SAFETY: QEMU passes `count` C strings.
+    let words: Vec<String> = (0..count as usize)
+        .map(|at| unsafe { CStr::from_ptr(*arguments.add(at)) }.to_string_lossy().into_owned())
+        .collect();
+    match Options::parse(words.iter().map(String::as_str)) {
+        Ok(options) => install(id, options),
+        Err(error) => {
+            eprintln!("simulator: {error}");
+            1
+        }
+    }
+}
+
+fn install(id: qemu::qemu_plugin_id_t, options: Options) -> c_int {
+    let machine = machine();
+    machine.ring.configure(options.quantum, options.seed);
+    machine.rate.mips = options.mips;
+    // SAFETY: QEMU's own functions, with the plugin's id and functions of the types that they ask for.
+    unsafe {
+        let board = qemu::qemu_plugin_scoreboard_new(size_of::<Line>());
+        *PLUGIN.0.get() = Some(Plugin {
+            options,
+            board,
+            vcpus: 0,
+            begin: None,
+            regions: Vec::new(),
+            profile: Profile::default(),
+            host_start_ns: raw::host_ns(),
+        });
+        qemu::qemu_plugin_register_vcpu_init_cb(id, Some(on_vcpu));
+        qemu::qemu_plugin_register_vcpu_idle_cb(id, Some(on_idle));
+        qemu::qemu_plugin_register_vcpu_resume_cb(id, Some(on_resume));
+        qemu::qemu_plugin_register_vcpu_tb_trans_cb(id, Some(on_translation));
+        qemu::qemu_plugin_register_atexit_cb(id, Some(on_exit), ptr::null_mut());
+    }
+    machine.count_with(Counter { get: get_ticks, set: set_ticks });
+    0
+}
+
+unsafe extern "C" fn on_vcpu(_id: qemu::qemu_plugin_id_t, vcpu: c_uint) {
+    plugin().vcpus = plugin().vcpus.max(vcpu as usize + 1);
+    machine().become_vcpu(vcpu as usize);
+}
+
+unsafe extern "C" fn on_idle(_id: qemu::qemu_plugin_id_t, _vcpu: c_uint) {
+    let machine = machine();
+    machine.ring.set_idle(machine.current(), true);
+}
+
+unsafe extern "C" fn on_resume(_id: qemu::qemu_plugin_id_t, _vcpu: c_uint) {
+    let machine = machine();
+    machine.ring.set_idle(machine.current(), false);
+}
+
+unsafe extern "C" fn on_window(vcpu: c_uint, address: *mut c_void) {
+    let plugin = plugin();
+    if plugin.begin.is_some() && plugin.options.profile.is_some() {
+        let machine = machine();
+        machine.settle();
+        let clock = machine.ring.clock(machine.current());
+        if plugin.profile.due(vcpu as usize, clock, plugin.options.period) {
+            plugin.profile.add(vec![address as u64]);
+        }
+    }
+    machine::end_of_window();
+}
+
+/// What an instruction is to the machine.
+enum Kind {
+    Plain,
+    Pause,
+    ReadTsc,
+    Mark(Mark),
+}
+
+fn kind(bytes: &[u8]) -> Kind {
+    match bytes {
+        // PAUSE is F3 90 (Intel SDM, volume 2).
+        [0xf3, 0x90] => Kind::Pause,
+        // RDTSC is 0F 31, RDTSCP 0F 01 F9.
+        [0x0f, 0x31] | [0x0f, 0x01, 0xf9] => Kind::ReadTsc,
+        _ => mark(bytes).map_or(Kind::Plain, Kind::Mark),
+    }
+}
+
+unsafe extern "C" fn on_translation(_id: qemu::qemu_plugin_id_t, block: *mut qemu::qemu_plugin_tb) {
+    // SAFETY: the block and its instructions live until this callback returns.
+    unsafe {
+        let count = qemu::qemu_plugin_tb_n_insns(block);
+        let pauses =
+            (0..count).filter(|at| count_instruction(qemu::qemu_plugin_tb_get_insn(block, *at))).count() as u64;
+        let cost = count as u64 + pauses * plugin().options.pause;
+        let add = qemu::qemu_plugin_op::QEMU_PLUGIN_INLINE_ADD_U64;
+        qemu::qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, add, ticks(), cost);
+        qemu::qemu_plugin_register_vcpu_tb_exec_cond_cb(
+            block,
+            Some(on_window),
+            qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS,
+            qemu::qemu_plugin_cond::QEMU_PLUGIN_COND_GE,
+            ticks(),
+            LIMIT,
+            qemu::qemu_plugin_tb_vaddr(block) as *mut c_void,
+        );
+    }
+}
+
+/// Instruments one instruction; returns whether it is a `pause`.
+unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) -> bool {
+    let mut bytes = [0u8; 16];
+    // SAFETY: QEMU writes at most as many bytes as it is told, and the longest x86 instruction has 15.
+    let length = unsafe { qemu::qemu_plugin_insn_data(instruction, bytes.as_mut_ptr().cast(), bytes.len()) };
+    let add = qemu::qemu_plugin_op::QEMU_PLUGIN_INLINE_ADD_U64;
+    let flags = qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS;
+    // SAFETY: the instruction lives until the translation callback returns.
+    unsafe {
+        let count = |offset| {
+            qemu::qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(instruction, add, entry(offset), 1);
+        };
+        match kind(&bytes[..length]) {
+            Kind::Plain => {}
+            Kind::Pause => {
+                count(std::mem::offset_of!(Line, pauses));
+                return true;
+            }
+            Kind::ReadTsc => count(std::mem::offset_of!(Line, tsc_reads)),
+            Kind::Mark(mark) => {
+                let callback = match mark {
+                    Mark::Begin => on_begin,
+                    Mark::End => on_end as unsafe extern "C" fn(c_uint, *mut c_void),
+                };
+                qemu::qemu_plugin_register_vcpu_insn_exec_cb(instruction, Some(callback), flags, ptr::null_mut());
+            }
+        }
+    }
+    false
+}
+
+fn snapshot() -> Snapshot {
+    let machine = machine();
+    machine.settle();
+    let vcpus = 0..plugin().vcpus;
+    Snapshot {
+        clock: machine.ring.clock(machine.current()),
+        counts: machine.ring.counts(),
+        switches: machine.switches,
+        mutex_waits: machine.mutex_waits,
+        exclusive_waits: machine.exclusive_waits,
+        tsc_reads: vcpus.clone().map(|vcpu| get(std::mem::offset_of!(Line, tsc_reads), vcpu)).sum(),
+        outside_waits: machine.losses.outside_waits,
+        ticks: vcpus.clone().map(|vcpu| machine.ring.spent(vcpu)).collect(),
+        pauses: vcpus.map(|vcpu| get(std::mem::offset_of!(Line, pauses), vcpu)).collect(),
+        host_ns: raw::host_ns(),
+    }
+}
+
+unsafe extern "C" fn on_begin(_vcpu: c_uint, _data: *mut c_void) {
+    plugin().begin = Some(snapshot());
+}
+
+unsafe extern "C" fn on_end(_vcpu: c_uint, _data: *mut c_void) {
+    let Some(begin) = plugin().begin.take() else { return };
+    let rate = machine().rate;
+    let region = Region::between(&begin, &snapshot(), |ticks| rate.ns(ticks), plugin().options.pause);
+    plugin().regions.push(region);
+    write_summary();
+}
+
+unsafe extern "C" fn on_exit(_id: qemu::qemu_plugin_id_t, _data: *mut c_void) {
+    write_summary();
+    let plugin = plugin();
+    if let Some(path) = &plugin.options.profile {
+        save(path, &plugin.profile.folded());
+    }
+}
+
+fn write_summary() {
+    let plugin = plugin();
+    let host_ns = raw::host_ns() - plugin.host_start_ns;
+    let summary = Summary::new(&plugin.options, plugin.vcpus, machine().now_ns(), host_ns, &plugin.regions);
+    match &plugin.options.summary {
+        Some(path) => save(path, &summary.json()),
+        None => eprintln!("{}", summary.json()),
+    }
+}
+
+fn save(path: &str, text: &str) {
+    if let Err(error) = std::fs::write(path, text) {
+        eprintln!("simulator: cannot write {path}: {error}");
+    }
+}

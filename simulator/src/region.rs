@@ -1,0 +1,154 @@
+//! The measured region: what the machine had done at its begin and at its end, and the difference.
+
+use crate::ring::{Counts, Ticks};
+use serde::Serialize;
+
+/// The guest's mark: `nopl 0x53544fID(%rax,%rax,1)`, an eight-byte no-operation that no compiler makes. Its fifth byte says which.
+const MARK: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0x00, 0x4f, 0x54, 0x53];
+
+/// What a mark says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// The region begins.
+    Begin,
+    /// It ends.
+    End,
+}
+
+/// The mark that an instruction's bytes are, if any.
+pub fn mark(instruction: &[u8]) -> Option<Mark> {
+    let plain = instruction.len() == MARK.len() && (0..MARK.len()).all(|at| at == 4 || instruction[at] == MARK[at]);
+    match (plain, instruction.get(4)) {
+        (true, Some(1)) => Some(Mark::Begin),
+        (true, Some(2)) => Some(Mark::End),
+        _ => None,
+    }
+}
+
+/// Sums since QEMU started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Virtual time of the vCPU that ran into the mark.
+    pub clock: Ticks,
+    /// The ring's counts.
+    pub counts: Counts,
+    /// Changes of fibers.
+    pub switches: u64,
+    /// Waits for a lock of QEMU's.
+    pub mutex_waits: u64,
+    /// Waits of vCPUs for each other.
+    pub exclusive_waits: u64,
+    /// Reads of the host's time-stamp counter.
+    pub tsc_reads: u64,
+    /// Waits for the outside world.
+    pub outside_waits: u64,
+    /// Time used, by vCPU.
+    pub ticks: Vec<Ticks>,
+    /// `pause` instructions, by vCPU.
+    pub pauses: Vec<u64>,
+    /// The host's monotonic time.
+    pub host_ns: u64,
+}
+
+/// What happened between two marks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Region {
+    /// Virtual time at its begin.
+    pub begin_ns: u64,
+    /// Virtual time that it took.
+    pub virtual_ns: u64,
+    /// The host's time that it took.
+    pub host_ns: u64,
+    /// Windows in which some vCPU ran.
+    pub rounds: u64,
+    /// Changes from one of QEMU's threads to another.
+    pub switches: u64,
+    /// Jumps over times in which all vCPUs were halted, and their sum.
+    pub warps: u64,
+    /// See `warps`.
+    pub warped_ns: u64,
+    /// Waits for a lock inside QEMU that another thread held while it gave way.
+    pub mutex_waits: u64,
+    /// Times that a vCPU, not halted, waited for the others: exclusive execution, work on another vCPU.
+    pub exclusive_waits: u64,
+    /// Reads of the host's time-stamp counter, which is no virtual time. Above 0 the run is no longer exact.
+    pub tsc_reads: u64,
+    /// Times that nothing could go on without the outside world. Above 0 the run is no longer exact.
+    pub outside_waits: u64,
+    /// Instructions executed, by vCPU.
+    pub instructions: Vec<u64>,
+    /// `pause` instructions among them.
+    pub pauses: Vec<u64>,
+}
+
+impl Region {
+    /// The difference; `ns` makes ticks into nanoseconds, `pause` is what one `pause` costs in ticks.
+    pub fn between(begin: &Snapshot, end: &Snapshot, ns: impl Fn(Ticks) -> u64, pause: Ticks) -> Region {
+        let pauses = differences(&begin.pauses, &end.pauses);
+        let ticks = differences(&begin.ticks, &end.ticks);
+        let instructions =
+            ticks.iter().zip(&pauses).map(|(ticks, pauses)| ticks.saturating_sub(pauses * pause)).collect();
+        Region {
+            begin_ns: ns(begin.clock),
+            virtual_ns: ns(end.clock) - ns(begin.clock),
+            host_ns: end.host_ns - begin.host_ns,
+            rounds: end.counts.rounds - begin.counts.rounds,
+            switches: end.switches - begin.switches,
+            warps: end.counts.warps - begin.counts.warps,
+            warped_ns: ns(end.counts.warped) - ns(begin.counts.warped),
+            mutex_waits: end.mutex_waits - begin.mutex_waits,
+            exclusive_waits: end.exclusive_waits - begin.exclusive_waits,
+            tsc_reads: end.tsc_reads - begin.tsc_reads,
+            outside_waits: end.outside_waits - begin.outside_waits,
+            instructions,
+            pauses,
+        }
+    }
+}
+
+/// By vCPU; one that was not there at the begin began at 0.
+fn differences(begin: &[u64], end: &[u64]) -> Vec<u64> {
+    end.iter().enumerate().map(|(at, end)| end - begin.get(at).copied().unwrap_or(0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_mark_is_one() {
+        let mut bytes = MARK;
+        assert_eq!(mark(&bytes), None);
+        bytes[4] = 1;
+        assert_eq!(mark(&bytes), Some(Mark::Begin));
+        bytes[4] = 2;
+        assert_eq!(mark(&bytes), Some(Mark::End));
+        assert_eq!(mark(&bytes[..7]), None);
+        bytes[7] = 0;
+        assert_eq!(mark(&bytes), None);
+    }
+
+    #[test]
+    fn a_region_is_the_difference() {
+        let counts = |rounds, warps, warped| Counts { rounds, warps, warped };
+        let begin = Snapshot {
+            clock: 1000,
+            counts: counts(5, 1, 100),
+            ticks: vec![10],
+            pauses: vec![0],
+            ..Snapshot::default()
+        };
+        let end = Snapshot {
+            clock: 5000,
+            counts: counts(25, 3, 700),
+            ticks: vec![110, 50],
+            pauses: vec![2, 0],
+            switches: 9,
+            ..Snapshot::default()
+        };
+        let region = Region::between(&begin, &end, |ticks| ticks * 2, 40);
+        assert_eq!((region.begin_ns, region.virtual_ns, region.rounds), (2000, 8000, 20));
+        assert_eq!((region.warps, region.warped_ns, region.switches), (2, 1200, 9));
+        assert_eq!((region.instructions, region.pauses), (vec![20, 50], vec![2, 0]));
+    }
+}
