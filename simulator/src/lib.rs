@@ -9,6 +9,7 @@
 //! What leads where:
 //!
 //! * `ring`: who runs next and what time it is (pure). `clock`: ticks and nanoseconds (pure). `bits`: a set (pure).
+//! * `spin`: what a `pause` costs (pure).
 //! * `fiber`: how one host thread goes on as another of QEMU's threads.
 //! * `machine`: the ring, the fibers and the waiters put together; all state is here.
 //! * `interpose`: the C library's functions that QEMU calls, as waits and times of the machine.
@@ -27,6 +28,7 @@ mod profile;
 mod region;
 mod report;
 mod ring;
+mod spin;
 
 #[cfg(not(test))]
 mod fiber;

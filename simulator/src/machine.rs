@@ -10,6 +10,7 @@ use crate::raw;
 use crate::report::Losses;
 use crate::ring::{Id, Next, Ring, Ticks};
 use std::cell::UnsafeCell;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Something happened that a poll may be waiting for. Set from anywhere, signal handlers included.
@@ -25,6 +26,14 @@ pub const POLL: Key = 1;
 /// Waits for time alone.
 pub const SLEEP: Key = 2;
 
+const HASHES: usize = 1024;
+
+/// Locks and conditions lie at multiples of 8, often in objects of equal size: the multiplication (Knuth's, 2^64 / golden ratio)
+/// spreads them.
+fn hash(key: Key) -> usize {
+    key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54
+}
+
 /// A thread of QEMU.
 struct Fiber {
     context: Context,
@@ -34,15 +43,6 @@ struct Fiber {
     ended: bool,
     /// Virtual time of the last return from a poll: see [`poll_turn`].
     polled: Ticks,
-}
-
-/// Reads and sets a vCPU's count of ticks in QEMU's scoreboard.
-#[derive(Clone, Copy)]
-pub struct Counter {
-    /// Current value for a vCPU.
-    pub get: fn(usize) -> u64,
-    /// Sets it.
-    pub set: fn(usize, u64),
 }
 
 /// The count at which a vCPU's block calls back: far from 0, so that a budget can be given by starting below it.
@@ -66,7 +66,10 @@ pub struct Machine {
     fibers: Vec<Box<Fiber>>,
     current: Id,
     waiters: Vec<(Key, Id)>,
-    counter: Option<Counter>,
+    /// Number of waiters by a hash of what they wait for: tells at once that nobody waits.
+    waiting: [u16; HASHES],
+    /// Where translated code counts each vCPU's ticks.
+    counts: Vec<*mut u64>,
     /// Count at which each vCPU's unpaid running begins.
     paid: Vec<u64>,
     next_look: u64,
@@ -86,7 +89,8 @@ static MACHINE: Shared = Shared(UnsafeCell::new(Machine {
     fibers: Vec::new(),
     current: 0,
     waiters: Vec::new(),
-    counter: None,
+    waiting: [0; HASHES],
+    counts: Vec::new(),
     paid: Vec::new(),
     next_look: 0,
 }));
@@ -123,39 +127,49 @@ impl Machine {
         self.fibers.iter().position(|fiber| fiber.thread == thread)
     }
 
-    /// From here on the running vCPU's count is read and set by `counter`.
-    pub fn count_with(&mut self, counter: Counter) {
-        self.counter = Some(counter);
-    }
-
-    /// The running fiber is a vCPU.
-    pub fn become_vcpu(&mut self, index: usize) {
-        self.ring.become_vcpu(self.current, index);
-        if self.paid.len() <= index {
+    /// Translated code counts the ticks of vCPU `index` in `*count`.
+    pub fn count_in(&mut self, index: usize, count: *mut u64) {
+        if self.counts.len() <= index {
+            self.counts.resize(index + 1, ptr::null_mut());
             self.paid.resize(index + 1, 0);
         }
+        self.counts[index] = count;
+    }
+
+    /// The running fiber is a vCPU, whose ticks are counted already.
+    pub fn become_vcpu(&mut self, index: usize) {
+        self.ring.become_vcpu(self.current, index);
         self.grant();
     }
 
     /// Charges the running vCPU for what it ran since it was charged last.
     pub fn settle(&mut self) {
-        let (Some(index), Some(counter)) = (self.ring.vcpu(self.current), self.counter) else { return };
-        let count = (counter.get)(index);
+        let Some(index) = self.ring.vcpu(self.current) else { return };
+        // SAFETY: QEMU's scoreboard outlives all vCPUs, and only this vCPU's translated code writes this line of it.
+        let count = unsafe { *self.counts[index] };
         self.ring.spend(self.current, count - self.paid[index]);
         self.paid[index] = count;
     }
 
+    /// Charges the running vCPU for time that it spends without executing.
+    pub fn charge(&mut self, ticks: Ticks) {
+        let Some(index) = self.ring.vcpu(self.current) else { return };
+        // SAFETY: as in `settle`.
+        unsafe { *self.counts[index] += ticks };
+    }
+
     /// Sets the running vCPU's count so that it reaches [`LIMIT`] when its budget is used up.
     fn grant(&mut self) {
-        let (Some(index), Some(counter)) = (self.ring.vcpu(self.current), self.counter) else { return };
+        let Some(index) = self.ring.vcpu(self.current) else { return };
         let start = LIMIT - self.ring.budget(self.current).min(LIMIT);
-        (counter.set)(index, start);
+        // SAFETY: as in `settle`.
+        unsafe { *self.counts[index] = start };
         self.paid[index] = start;
     }
 
     /// Makes up to `most` waiters of `key` ready, first come first served; returns how many.
     pub fn wake(&mut self, key: Key, most: usize) -> usize {
-        if self.waiters.is_empty() {
+        if self.waiting[hash(key)] == 0 {
             return 0;
         }
         self.settle();
@@ -164,6 +178,7 @@ impl Machine {
         while at < self.waiters.len() && woken < most {
             if self.waiters[at].0 == key {
                 let (_, id) = self.waiters.remove(at);
+                self.waiting[hash(key)] -= 1;
                 self.ring.wake(id, self.current);
                 woken += 1;
             } else {
@@ -207,6 +222,7 @@ pub fn wait(key: Key, until: Option<Ticks>) -> bool {
     let me = machine.current;
     machine.settle();
     machine.waiters.push((key, me));
+    machine.waiting[hash(key)] += 1;
     machine.ring.block(me, until);
     reschedule();
     let machine = self::machine();
@@ -214,6 +230,7 @@ pub fn wait(key: Key, until: Option<Ticks>) -> bool {
         None => true,
         Some(at) => {
             machine.waiters.remove(at);
+            machine.waiting[hash(key)] -= 1;
             false
         }
     }

@@ -11,6 +11,8 @@ pub struct Options {
     pub mips: u64,
     /// Time of a `pause` instruction, in instructions.
     pub pause: Ticks,
+    /// Longest time after which a spinning vCPU looks again, in instructions.
+    pub spin: Ticks,
     /// Seed of the order of vCPUs within the windows; 0: in turn.
     pub seed: u64,
     /// Where the summary goes.
@@ -23,7 +25,16 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { quantum: 100, mips: 1000, pause: 40, seed: 0, summary: None, profile: None, period: 10_000 }
+        Options {
+            quantum: 100,
+            mips: 1000,
+            pause: 40,
+            spin: 1000,
+            seed: 0,
+            summary: None,
+            profile: None,
+            period: 10_000,
+        }
     }
 }
 
@@ -46,6 +57,7 @@ impl Options {
             "quantum" => self.quantum = number(name, value, 1)?,
             "mips" => self.mips = number(name, value, 1)?,
             "pause" => self.pause = number(name, value, 0)?,
+            "spin" => self.spin = number(name, value, 0)?,
             "seed" => self.seed = number(name, value, 0)?,
             "period" => self.period = number(name, value, 1)?,
             "summary" => self.summary = Some(value.to_owned()),

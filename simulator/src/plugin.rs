@@ -1,12 +1,13 @@
 //! What QEMU calls: at installation, for each vCPU, for each block that it translates, at halts, at the end.
 #![allow(unsafe_code)]
 
-use crate::machine::{self, Counter, LIMIT, machine};
+use crate::machine::{self, LIMIT, machine};
 use crate::options::Options;
 use crate::profile::Profile;
 use crate::raw;
 use crate::region::{Mark, Region, Snapshot, mark};
 use crate::report::Summary;
+use crate::spin::Spin;
 use libc::{c_char, c_int, c_uint, c_void};
 use qemu_plugin_sys as qemu;
 use std::cell::UnsafeCell;
@@ -22,7 +23,9 @@ static qemu_plugin_version: c_int = 4;
 struct Line {
     /// Time used up, from an arbitrary start: see `machine::LIMIT`.
     ticks: u64,
+    /// `pause` instructions, and the time they took.
     pauses: u64,
+    paused: u64,
     tsc_reads: u64,
 }
 
@@ -33,7 +36,8 @@ struct Plugin {
     begin: Option<Snapshot>,
     regions: Vec<Region>,
     profile: Profile,
-    host_start_ns: u64,
+    spins: Vec<Spin>,
+    start: Snapshot,
 }
 
 struct Shared(UnsafeCell<Option<Plugin>>);
@@ -58,15 +62,6 @@ fn ticks() -> qemu::qemu_plugin_u64 {
 fn get(offset: usize, vcpu: usize) -> u64 {
     // SAFETY: the scoreboard lives as long as QEMU, and has a line for each vCPU that has been initialised.
     unsafe { qemu::qemu_plugin_u64_get(entry(offset), vcpu as c_uint) }
-}
-
-fn get_ticks(vcpu: usize) -> u64 {
-    get(std::mem::offset_of!(Line, ticks), vcpu)
-}
-
-fn set_ticks(vcpu: usize, value: u64) {
-    // SAFETY: as above.
-    unsafe { qemu::qemu_plugin_u64_set(ticks(), vcpu as c_uint, value) }
 }
 
 /// QEMU's entry point.
@@ -104,7 +99,8 @@ fn install(id: qemu::qemu_plugin_id_t, options: Options) -> c_int {
             begin: None,
             regions: Vec::new(),
             profile: Profile::default(),
-            host_start_ns: raw::host_ns(),
+            spins: Vec::new(),
+            start: Snapshot { host_ns: raw::host_ns(), ..Snapshot::default() },
         });
         qemu::qemu_plugin_register_vcpu_init_cb(id, Some(on_vcpu));
         qemu::qemu_plugin_register_vcpu_idle_cb(id, Some(on_idle));
@@ -112,12 +108,20 @@ fn install(id: qemu::qemu_plugin_id_t, options: Options) -> c_int {
         qemu::qemu_plugin_register_vcpu_tb_trans_cb(id, Some(on_translation));
         qemu::qemu_plugin_register_atexit_cb(id, Some(on_exit), ptr::null_mut());
     }
-    machine.count_with(Counter { get: get_ticks, set: set_ticks });
     0
 }
 
 unsafe extern "C" fn on_vcpu(_id: qemu::qemu_plugin_id_t, vcpu: c_uint) {
-    plugin().vcpus = plugin().vcpus.max(vcpu as usize + 1);
+    let plugin = plugin();
+    plugin.vcpus = plugin.vcpus.max(vcpu as usize + 1);
+    plugin.spins.resize(plugin.vcpus, Spin::default());
+    // A new vCPU may have moved the scoreboard.
+    for index in 0..plugin.vcpus {
+        // SAFETY: QEMU has made the lines of all vCPUs up to the highest that was initialised.
+        let line: *mut Line = unsafe { qemu::qemu_plugin_scoreboard_find(plugin.board, index as c_uint) }.cast();
+        // SAFETY: the address of a field; nothing is read.
+        machine().count_in(index, unsafe { &raw mut (*line).ticks });
+    }
     machine().become_vcpu(vcpu as usize);
 }
 
@@ -166,11 +170,11 @@ unsafe extern "C" fn on_translation(_id: qemu::qemu_plugin_id_t, block: *mut qem
     // SAFETY: the block and its instructions live until this callback returns.
     unsafe {
         let count = qemu::qemu_plugin_tb_n_insns(block);
-        let pauses =
-            (0..count).filter(|at| count_instruction(qemu::qemu_plugin_tb_get_insn(block, *at))).count() as u64;
-        let cost = count as u64 + pauses * plugin().options.pause;
+        for at in 0..count {
+            count_instruction(qemu::qemu_plugin_tb_get_insn(block, at));
+        }
         let add = qemu::qemu_plugin_op::QEMU_PLUGIN_INLINE_ADD_U64;
-        qemu::qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, add, ticks(), cost);
+        qemu::qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, add, ticks(), count as u64);
         qemu::qemu_plugin_register_vcpu_tb_exec_cond_cb(
             block,
             Some(on_window),
@@ -183,8 +187,8 @@ unsafe extern "C" fn on_translation(_id: qemu::qemu_plugin_id_t, block: *mut qem
     }
 }
 
-/// Instruments one instruction; returns whether it is a `pause`.
-unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) -> bool {
+/// Instruments one instruction.
+unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) {
     let mut bytes = [0u8; 16];
     // SAFETY: QEMU writes at most as many bytes as it is told, and the longest x86 instruction has 15.
     let length = unsafe { qemu::qemu_plugin_insn_data(instruction, bytes.as_mut_ptr().cast(), bytes.len()) };
@@ -192,26 +196,38 @@ unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) -> bool {
     let flags = qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS;
     // SAFETY: the instruction lives until the translation callback returns.
     unsafe {
-        let count = |offset| {
-            qemu::qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(instruction, add, entry(offset), 1);
+        let call = |callback: unsafe extern "C" fn(c_uint, *mut c_void)| {
+            qemu::qemu_plugin_register_vcpu_insn_exec_cb(instruction, Some(callback), flags, ptr::null_mut());
         };
         match kind(&bytes[..length]) {
             Kind::Plain => {}
-            Kind::Pause => {
-                count(std::mem::offset_of!(Line, pauses));
-                return true;
+            Kind::Pause => call(on_pause),
+            Kind::ReadTsc => {
+                let reads = entry(std::mem::offset_of!(Line, tsc_reads));
+                qemu::qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(instruction, add, reads, 1);
             }
-            Kind::ReadTsc => count(std::mem::offset_of!(Line, tsc_reads)),
-            Kind::Mark(mark) => {
-                let callback = match mark {
-                    Mark::Begin => on_begin,
-                    Mark::End => on_end as unsafe extern "C" fn(c_uint, *mut c_void),
-                };
-                qemu::qemu_plugin_register_vcpu_insn_exec_cb(instruction, Some(callback), flags, ptr::null_mut());
-            }
+            Kind::Mark(Mark::Begin) => call(on_begin),
+            Kind::Mark(Mark::End) => call(on_end),
         }
     }
-    false
+}
+
+/// Outside a region a spinning vCPU may look so much more rarely: nothing is measured there, and a boot spins a lot.
+const OUTSIDE: u64 = 20;
+
+unsafe extern "C" fn on_pause(vcpu: c_uint, _data: *mut c_void) {
+    let (plugin, machine) = (plugin(), machine());
+    machine.settle();
+    let clock = machine.ring.clock(machine.current());
+    let most = plugin.options.spin * if plugin.begin.is_some() { 1 } else { OUTSIDE };
+    let cost = plugin.spins[vcpu as usize].cost(clock, plugin.options.pause, most);
+    machine.charge(cost);
+    // SAFETY: the line of a vCPU that runs.
+    unsafe {
+        let line: *mut Line = qemu::qemu_plugin_scoreboard_find(plugin.board, vcpu).cast();
+        (*line).pauses += 1;
+        (*line).paused += cost;
+    }
 }
 
 fn snapshot() -> Snapshot {
@@ -227,7 +243,8 @@ fn snapshot() -> Snapshot {
         tsc_reads: vcpus.clone().map(|vcpu| get(std::mem::offset_of!(Line, tsc_reads), vcpu)).sum(),
         outside_waits: machine.losses.outside_waits,
         ticks: vcpus.clone().map(|vcpu| machine.ring.spent(vcpu)).collect(),
-        pauses: vcpus.map(|vcpu| get(std::mem::offset_of!(Line, pauses), vcpu)).collect(),
+        pauses: vcpus.clone().map(|vcpu| get(std::mem::offset_of!(Line, pauses), vcpu)).collect(),
+        paused: vcpus.map(|vcpu| get(std::mem::offset_of!(Line, paused), vcpu)).collect(),
         host_ns: raw::host_ns(),
     }
 }
@@ -239,7 +256,7 @@ unsafe extern "C" fn on_begin(_vcpu: c_uint, _data: *mut c_void) {
 unsafe extern "C" fn on_end(_vcpu: c_uint, _data: *mut c_void) {
     let Some(begin) = plugin().begin.take() else { return };
     let rate = machine().rate;
-    let region = Region::between(&begin, &snapshot(), |ticks| rate.ns(ticks), plugin().options.pause);
+    let region = Region::between(&begin, &snapshot(), |ticks| rate.ns(ticks));
     plugin().regions.push(region);
     write_summary();
 }
@@ -254,8 +271,9 @@ unsafe extern "C" fn on_exit(_id: qemu::qemu_plugin_id_t, _data: *mut c_void) {
 
 fn write_summary() {
     let plugin = plugin();
-    let host_ns = raw::host_ns() - plugin.host_start_ns;
-    let summary = Summary::new(&plugin.options, plugin.vcpus, machine().now_ns(), host_ns, &plugin.regions);
+    let rate = machine().rate;
+    let total = Region::between(&plugin.start, &snapshot(), |ticks| rate.ns(ticks));
+    let summary = Summary::new(&plugin.options, total, &plugin.regions);
     match &plugin.options.summary {
         Some(path) => save(path, &summary.json()),
         None => eprintln!("{}", summary.json()),

@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub ticks: Vec<Ticks>,
     /// `pause` instructions, by vCPU.
     pub pauses: Vec<u64>,
+    /// Time spent in them, by vCPU.
+    pub paused: Vec<Ticks>,
     /// The host's monotonic time.
     pub host_ns: u64,
 }
@@ -79,15 +81,16 @@ pub struct Region {
     pub instructions: Vec<u64>,
     /// `pause` instructions among them.
     pub pauses: Vec<u64>,
+    /// Time spent in them, in ticks.
+    pub paused: Vec<Ticks>,
 }
 
 impl Region {
-    /// The difference; `ns` makes ticks into nanoseconds, `pause` is what one `pause` costs in ticks.
-    pub fn between(begin: &Snapshot, end: &Snapshot, ns: impl Fn(Ticks) -> u64, pause: Ticks) -> Region {
-        let pauses = differences(&begin.pauses, &end.pauses);
+    /// The difference; `ns` makes ticks into nanoseconds.
+    pub fn between(begin: &Snapshot, end: &Snapshot, ns: impl Fn(Ticks) -> u64) -> Region {
+        let paused = differences(&begin.paused, &end.paused);
         let ticks = differences(&begin.ticks, &end.ticks);
-        let instructions =
-            ticks.iter().zip(&pauses).map(|(ticks, pauses)| ticks.saturating_sub(pauses * pause)).collect();
+        let instructions = ticks.iter().zip(&paused).map(|(ticks, paused)| ticks.saturating_sub(*paused)).collect();
         Region {
             begin_ns: ns(begin.clock),
             virtual_ns: ns(end.clock) - ns(begin.clock),
@@ -101,7 +104,8 @@ impl Region {
             tsc_reads: end.tsc_reads - begin.tsc_reads,
             outside_waits: end.outside_waits - begin.outside_waits,
             instructions,
-            pauses,
+            pauses: differences(&begin.pauses, &end.pauses),
+            paused,
         }
     }
 }
@@ -143,10 +147,11 @@ mod tests {
             counts: counts(25, 3, 700),
             ticks: vec![110, 50],
             pauses: vec![2, 0],
+            paused: vec![80, 0],
             switches: 9,
             ..Snapshot::default()
         };
-        let region = Region::between(&begin, &end, |ticks| ticks * 2, 40);
+        let region = Region::between(&begin, &end, |ticks| ticks * 2);
         assert_eq!((region.begin_ns, region.virtual_ns, region.rounds), (2000, 8000, 20));
         assert_eq!((region.warps, region.warped_ns, region.switches), (2, 1200, 9));
         assert_eq!((region.instructions, region.pauses), (vec![20, 50], vec![2, 0]));

@@ -28,27 +28,27 @@ pub struct Summary<'a> {
     quantum_insns: u64,
     mips: u64,
     pause_insns: u64,
+    spin_insns: u64,
     seed: u64,
     vcpus: usize,
-    /// Virtual time since QEMU started.
-    virtual_ns: u64,
-    /// The host's time since then.
-    host_ns: u64,
+    /// From power-on to now.
+    total: Region,
+    /// What the guest marked.
     regions: &'a [Region],
 }
 
 impl<'a> Summary<'a> {
-    /// Of a machine with these options and vCPUs after so much time.
-    pub fn new(options: &Options, vcpus: usize, virtual_ns: u64, host_ns: u64, regions: &'a [Region]) -> Summary<'a> {
+    /// Of a machine with these options.
+    pub fn new(options: &Options, total: Region, regions: &'a [Region]) -> Summary<'a> {
         Summary {
             schema: SCHEMA,
             quantum_insns: options.quantum,
             mips: options.mips,
             pause_insns: options.pause,
+            spin_insns: options.spin,
             seed: options.seed,
-            vcpus,
-            virtual_ns,
-            host_ns,
+            vcpus: total.instructions.len(),
+            total,
             regions,
         }
     }
@@ -62,11 +62,14 @@ impl<'a> Summary<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::region::Snapshot;
 
     #[test]
     fn the_summary_says_how_the_machine_was_set() {
         let options = Options { seed: 3, ..Options::default() };
-        let text = Summary::new(&options, 64, 5_000, 7_000, &[]).json();
+        let end = Snapshot { ticks: vec![7; 64], paused: vec![0; 64], ..Snapshot::default() };
+        let total = Region::between(&Snapshot::default(), &end, |ticks| ticks);
+        let text = Summary::new(&options, total, &[]).json();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&value["schema"], &value["seed"], &value["vcpus"]), (&1.into(), &3.into(), &64.into()));
         assert_eq!(value["regions"], serde_json::json!([]));

@@ -5,7 +5,7 @@
 use crate::clock::NS_PER_S;
 use crate::machine::{LOOK, POLL, machine, poll_turn, polled, wait};
 use crate::raw;
-use libc::{c_int, c_void, nfds_t, pollfd, sigset_t, size_t, ssize_t, timespec};
+use libc::{c_int, c_void, epoll_event, nfds_t, pollfd, sigset_t, size_t, ssize_t, timespec};
 use std::sync::atomic::Ordering::Relaxed;
 
 fn poll_now(fds: *mut pollfd, count: nfds_t, mask: *const sigset_t) -> c_int {
@@ -16,11 +16,12 @@ fn poll_now(fds: *mut pollfd, count: nfds_t, mask: *const sigset_t) -> c_int {
     unsafe { raw::call_c(libc::SYS_ppoll, args) as c_int }
 }
 
-fn poll_until(fds: *mut pollfd, count: nfds_t, mask: *const sigset_t, timeout_ns: Option<u64>) -> c_int {
+/// Looks by `poll_now`, which does not wait, until it finds something or the time is over.
+fn wait_until(timeout_ns: Option<u64>, poll_now: impl Fn() -> c_int) -> c_int {
     poll_turn();
     let until = timeout_ns.map(|ns| machine().rate.ticks(machine().now_ns().saturating_add(ns)));
     loop {
-        let found = poll_now(fds, count, mask);
+        let found = poll_now();
         let late = until.is_some_and(|until| machine().ring.now() >= until);
         if found != 0 || late {
             polled();
@@ -30,18 +31,24 @@ fn poll_until(fds: *mut pollfd, count: nfds_t, mask: *const sigset_t, timeout_ns
     }
 }
 
+/// Milliseconds, or for ever if negative.
+fn ns_of(timeout_ms: c_int) -> Option<u64> {
+    u64::try_from(timeout_ms).ok().map(|ms| ms * 1_000_000)
+}
+
 /// ppoll(2).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ppoll(fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int {
     // SAFETY: null or the caller's time.
     let timeout = unsafe { timeout.as_ref() };
-    poll_until(fds, count, mask, timeout.map(|time| time.tv_sec as u64 * NS_PER_S + time.tv_nsec as u64))
+    let timeout_ns = timeout.map(|time| time.tv_sec as u64 * NS_PER_S + time.tv_nsec as u64);
+    wait_until(timeout_ns, || poll_now(fds, count, mask))
 }
 
 /// poll(2).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn poll(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
-    poll_until(fds, count, std::ptr::null(), u64::try_from(timeout_ms).ok().map(|ms| ms * 1_000_000))
+    wait_until(ns_of(timeout_ms), || poll_now(fds, count, std::ptr::null()))
 }
 
 /// write(2): what an event notifier is told by.
@@ -58,9 +65,10 @@ unsafe extern "C" fn io_uring_queue_init(_entries: u32, _ring: *mut c_void, _fla
     -libc::ENOSYS
 }
 
-/// The same for epoll.
+/// epoll_wait(2): QEMU takes it for many descriptors.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn epoll_create1(_flags: c_int) -> c_int {
-    raw::set_errno(libc::ENOSYS);
-    -1
+unsafe extern "C" fn epoll_wait(fd: c_int, events: *mut epoll_event, most: c_int, timeout_ms: c_int) -> c_int {
+    let args = [fd as usize, events as usize, most as usize, 0, 0, 0];
+    // SAFETY: the caller's descriptor and place for events; the kernel does not wait.
+    wait_until(ns_of(timeout_ms), || unsafe { raw::call_c(libc::SYS_epoll_wait, args) as c_int })
 }
