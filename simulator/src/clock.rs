@@ -11,6 +11,9 @@ pub const EPOCH_S: u64 = 1_767_225_600;
 /// Ticks of the ring when QEMU starts: not 0, which some of QEMU's timers take for "never".
 pub const START: Ticks = NS_PER_S;
 
+/// Speed of the time-stamp counter: one tick a nanosecond, whatever a vCPU's speed.
+pub const TSC_KHZ: u64 = 1_000_000;
+
 /// How fast a vCPU runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {

@@ -4,7 +4,7 @@
 //! library that could wait (its locks end in functions that we replace).
 #![allow(unsafe_code)]
 
-use crate::clock::{Rate, START};
+use crate::clock::{Rate, START, TSC_KHZ};
 use crate::fiber::{self, Context};
 use crate::raw;
 use crate::report::Losses;
@@ -73,6 +73,8 @@ pub struct Machine {
     /// Count at which each vCPU's unpaid running begins.
     paid: Vec<u64>,
     next_look: u64,
+    /// The last reading of the time-stamp counter.
+    tsc: u64,
 }
 
 struct Shared(UnsafeCell<Machine>);
@@ -93,6 +95,7 @@ static MACHINE: Shared = Shared(UnsafeCell::new(Machine {
     counts: Vec::new(),
     paid: Vec::new(),
     next_look: 0,
+    tsc: 0,
 }));
 
 /// The machine. The reference must not be kept over a call that may change fibers.
@@ -120,6 +123,14 @@ impl Machine {
     /// Virtual nanoseconds.
     pub fn now_ns(&self) -> u64 {
         self.rate.ns(self.ring.now())
+    }
+
+    /// The time-stamp counter: the running vCPU's own clock, exact to the block of instructions that reads it. vCPUs are within a window of
+    /// each other, and none may read less than another has read before.
+    pub fn tsc(&mut self) -> u64 {
+        self.settle();
+        self.tsc = self.tsc.max(self.rate.ns(self.ring.clock(self.current)) * (TSC_KHZ / 1_000_000));
+        self.tsc
     }
 
     /// The fiber of a thread that the C library has started.

@@ -1,6 +1,7 @@
 //! What QEMU calls: at installation, for each vCPU, for each block that it translates, at halts, at the end.
 #![allow(unsafe_code)]
 
+use crate::interpose::tsc;
 use crate::machine::{self, LIMIT, machine};
 use crate::options::Options;
 use crate::profile::Profile;
@@ -86,6 +87,10 @@ unsafe extern "C" fn qemu_plugin_install(
 }
 
 fn install(id: qemu::qemu_plugin_id_t, options: Options) -> c_int {
+    if let Err(error) = tsc::make_virtual() {
+        eprintln!("simulator: the time-stamp counter cannot be made virtual (PR_SET_TSC): {error}");
+        return 1;
+    }
     let machine = machine();
     machine.ring.configure(options.quantum, options.seed);
     machine.rate.mips = options.mips;

@@ -2,9 +2,10 @@
 
 use crate::check::Verdicts;
 use crate::metrics::{Beat, CallLog};
+use crate::sys;
 use anyhow::{Context, Result};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -40,15 +41,21 @@ struct Shift<'a> {
 ///
 /// # Errors
 /// The first error of a thread's work.
-pub fn run_phase<'a>(beats: &'a [Beat], units: u32, work: &dyn Work, tick: &mut dyn FnMut()) -> Result<Phase<'a>> {
+pub fn run_phase<'a>(
+    beats: &'a [Beat],
+    units: u32,
+    work: &dyn Work,
+    marks: Marks,
+    tick: &mut dyn FnMut(),
+) -> Result<Phase<'a>> {
     let queue = Queue { next: AtomicU32::new(0), units, stopped: AtomicBool::new(false) };
-    let barrier = Barrier::new(beats.len());
+    let line = Line { barrier: Barrier::new(beats.len()), running: AtomicUsize::new(beats.len()), marks };
     let shifts = std::thread::scope(|scope| {
         let (sender, receiver) = channel();
         for beat in beats {
-            let (sender, queue, barrier) = (sender.clone(), &queue, &barrier);
+            let (sender, queue, line) = (sender.clone(), &queue, &line);
             // Nobody to receive it means that the phase is over by a panic, which the scope reports.
-            scope.spawn(move || sender.send(work_shift(beat, queue, barrier, work)).is_ok());
+            scope.spawn(move || sender.send(work_shift(beat, queue, line, work)).is_ok());
         }
         drop(sender);
         collect(&receiver, tick)
@@ -56,9 +63,39 @@ pub fn run_phase<'a>(beats: &'a [Beat], units: u32, work: &dyn Work, tick: &mut 
     summed(shifts)
 }
 
-fn work_shift<'a>(beat: &'a Beat, queue: &Queue, barrier: &Barrier, work: &dyn Work) -> Shift<'a> {
+/// Whether a phase is a measured region of the simulated machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    /// It is: the first thread past the start line marks its begin, the last one to be done its end.
+    Region,
+    /// It is not.
+    None,
+}
+
+/// Where all threads start together, and by which the last one knows that it is.
+struct Line {
+    barrier: Barrier,
+    running: AtomicUsize,
+    marks: Marks,
+}
+
+impl Line {
+    fn start(&self) {
+        if self.barrier.wait().is_leader() && self.marks == Marks::Region {
+            sys::region_begin();
+        }
+    }
+
+    fn done(&self) {
+        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.marks == Marks::Region {
+            sys::region_end();
+        }
+    }
+}
+
+fn work_shift<'a>(beat: &'a Beat, queue: &Queue, line: &Line, work: &dyn Work) -> Shift<'a> {
     let (mut log, mut verdicts) = (CallLog::new(beat), Verdicts::default());
-    barrier.wait();
+    line.start();
     let start = Instant::now();
     let mut result = Ok(());
     while let Some(unit) = queue.take() {
@@ -68,7 +105,9 @@ fn work_shift<'a>(beat: &'a Beat, queue: &Queue, barrier: &Barrier, work: &dyn W
             break;
         }
     }
-    Shift { start, end: Instant::now(), log, verdicts, result }
+    let end = Instant::now();
+    line.done();
+    Shift { start, end, log, verdicts, result }
 }
 
 /// Waits for all threads. A thread that hangs in the kernel cannot be ended from here: no beat is sent then, and the host, which
@@ -136,7 +175,7 @@ mod tests {
                 Ok(())
             })
         };
-        let phase = run_phase(&beats, 20, &work, &mut || {}).unwrap();
+        let phase = run_phase(&beats, 20, &work, Marks::None, &mut || {}).unwrap();
         let units = units.into_inner().unwrap();
         assert_eq!(units.len(), 20);
         assert_eq!(units.into_iter().collect::<BTreeSet<_>>(), (0..20).collect());
@@ -152,7 +191,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(u64::from(unit) * 30));
             Ok(())
         };
-        let phase = run_phase(&beats, 2, &nap, &mut || {}).unwrap();
+        let phase = run_phase(&beats, 2, &nap, Marks::None, &mut || {}).unwrap();
         assert!(phase.elapsed >= Duration::from_millis(30), "{:?}", phase.elapsed);
     }
 
@@ -164,7 +203,7 @@ mod tests {
             ensure!(unit < 4, "umount2(/x, 0): EBUSY");
             Ok(())
         };
-        let error = run_phase(&beats, 1000, &work, &mut || {}).unwrap_err();
+        let error = run_phase(&beats, 1000, &work, Marks::None, &mut || {}).unwrap_err();
         assert_eq!(format!("{error:#}"), "container 4: umount2(/x, 0): EBUSY");
         assert_eq!(done.into_inner(), 5);
     }

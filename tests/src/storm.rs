@@ -8,7 +8,7 @@ use crate::check::{Verdicts, check_mount_table};
 use crate::events::Events;
 use crate::metrics::{Beat, CallLog, latencies};
 use crate::mount_tree::{self, Mount};
-use crate::phase::{Phase, Work, run_phase};
+use crate::phase::{Marks, Phase, Work, run_phase};
 use crate::protocol::{GuestEvent, Sample, StormJob, StormPoint};
 use crate::storage::{Devices, Ground};
 use crate::workload::{self, Workload};
@@ -47,11 +47,11 @@ fn run_point(
         Storm { point, workload: &*workload, verdicts: Verdicts::default(), busy: 0, mount_table: &mount_tree::read };
     for _ in 0..job.warmup_iterations {
         // What an oracle finds now counts for the first timed iteration.
-        storm.iteration(0, progress)?;
+        storm.iteration(0, Marks::None, progress)?;
         progress.advance();
     }
     for iteration in 0..job.iterations {
-        let measured = storm.iteration(iteration, progress)?;
+        let measured = storm.iteration(iteration, Marks::Region, progress)?;
         progress.events.send(&GuestEvent::Sample(storm.judged(measured)));
         progress.advance();
     }
@@ -78,16 +78,16 @@ struct Storm<'a> {
 
 impl Storm<'_> {
     /// One iteration, its number not yet judged.
-    fn iteration(&mut self, iteration: u32, progress: &Progress<'_>) -> Result<Sample> {
+    fn iteration(&mut self, iteration: u32, marks: Marks, progress: &Progress<'_>) -> Result<Sample> {
         let before = (self.mount_table)()?;
         let beats: Vec<Beat> = (0..self.point.threads).map(|_| Beat::default()).collect();
         let started =
-            self.on_all(&beats, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts))?;
-        let checked = self.on_all(&beats, progress, |unit, _, verdicts| {
+            self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts))?;
+        let checked = self.on_all(&beats, Marks::None, progress, |unit, _, verdicts| {
             self.workload.check(unit, verdicts);
             Ok(())
         })?;
-        let stopped = self.on_all(&beats, progress, |unit, log, _| self.workload.cleanup(unit, log))?;
+        let stopped = self.on_all(&beats, Marks::None, progress, |unit, log, _| self.workload.cleanup(unit, log))?;
         check_mount_table(&mut self.verdicts, &before, &(self.mount_table)()?);
         let elapsed_ns = u64::try_from(started.elapsed.as_nanos())?;
         let logs: Vec<CallLog<'_>> = started.logs.into_iter().chain(stopped.logs).collect();
@@ -105,9 +105,15 @@ impl Storm<'_> {
         Sample { elapsed_ns, oracle, ..sample }
     }
 
-    fn on_all<'b>(&self, beats: &'b [Beat], progress: &Progress<'_>, work: impl Work) -> Result<Phase<'b>> {
+    fn on_all<'b>(
+        &self,
+        beats: &'b [Beat],
+        marks: Marks,
+        progress: &Progress<'_>,
+        work: impl Work,
+    ) -> Result<Phase<'b>> {
         let mut beating = Heartbeat { beats, progress, last: 0 };
-        run_phase(beats, self.point.containers, &work, &mut || beating.tick())
+        run_phase(beats, self.point.containers, &work, marks, &mut || beating.tick())
     }
 }
 
@@ -191,8 +197,8 @@ mod tests {
         let progress = Progress { events: &events, done: 0, total: 1 };
         let point = point();
         let mut storm = Storm { point: &point, workload, verdicts: Verdicts::default(), busy: 0, mount_table };
-        storm.iteration(0, &progress).unwrap();
-        let measured = storm.iteration(0, &progress).unwrap();
+        storm.iteration(0, Marks::None, &progress).unwrap();
+        let measured = storm.iteration(0, Marks::None, &progress).unwrap();
         storm.judged(measured)
     }
 

@@ -281,3 +281,22 @@ impl Drop for UserNsChild {
         }
     }
 }
+
+/// Tells the simulated machine that the measured region begins: a no-operation whose displacement carries the mark (simulator/src/region.rs).
+/// Any other machine does nothing at it (Intel SDM, volume 2, NOP: `0F 1F /0`).
+pub fn region_begin() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a no-operation with an operand that is not accessed.
+    unsafe {
+        std::arch::asm!(".byte 0x0f, 0x1f, 0x84, 0x00, 0x01, 0x4f, 0x54, 0x53", options(nostack, preserves_flags));
+    }
+}
+
+/// Tells the simulated machine that the measured region has ended.
+pub fn region_end() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!(".byte 0x0f, 0x1f, 0x84, 0x00, 0x02, 0x4f, 0x54, 0x53", options(nostack, preserves_flags));
+    }
+}

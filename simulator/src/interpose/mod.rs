@@ -6,3 +6,4 @@ mod poll;
 mod sync;
 mod threads;
 mod time;
+pub mod tsc;
