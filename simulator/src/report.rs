@@ -5,7 +5,7 @@ use crate::region::Region;
 use serde::Serialize;
 
 /// Version of the summary's form.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// What the machine could not keep in its own hands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ mod tests {
         let total = Region::between(&Snapshot::default(), &end, |ticks| ticks);
         let text = Summary::new(&options, total, &[]).json();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&value["schema"], &value["seed"], &value["vcpus"]), (&1.into(), &3.into(), &64.into()));
+        assert_eq!((&value["schema"], &value["seed"], &value["vcpus"]), (&SCHEMA.into(), &3.into(), &64.into()));
         assert_eq!(value["regions"], serde_json::json!([]));
     }
 }

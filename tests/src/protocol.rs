@@ -70,6 +70,9 @@ pub struct StormPoint {
     pub storage: Storage,
     /// Propagation of the mount that the storm happens below.
     pub propagation: Propagation,
+    /// CPUs of the machine; 0 in runs from before sweeps, which had one number for all storms.
+    #[serde(default)]
+    pub cpus: u32,
     /// Concurrent container starts.
     pub threads: u32,
     /// Container starts in total, per iteration.

@@ -75,6 +75,7 @@ fn small_storm() -> StormJob {
         profile: Profile::Detach,
         storage: Storage::Tmpfs,
         propagation: Propagation::Shared,
+        cpus: 2,
         threads: 2,
         containers: 8,
         layers: 10,

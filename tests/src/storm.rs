@@ -163,6 +163,7 @@ mod tests {
             profile: Profile::Detach,
             storage: Storage::Tmpfs,
             propagation: Propagation::Shared,
+            cpus: 2,
             threads: 3,
             containers: 20,
             layers: 2,

@@ -1,26 +1,33 @@
-//! `bench`: plan, boot by boot, write down. Judging comes after, from the files.
+//! `bench`: two kernels, a machine or a sweep of them, a plan. Measuring is `measure`'s; judging comes after, from the files.
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
-use crate::failure::{Exit, Failure, exit_code};
+use crate::failure::{Exit, Failure};
 use crate::flags::{BenchFlags, MachineFlags};
 use crate::kernel::{self, Kernel, Workshop};
-use crate::machine::{Boot, BootLog, Limits, Machine, MachineInfo, MachineKind, Setting, Topology};
-use crate::process::{Task, check_interrupt};
-use crate::results::{Arm, Manifest, PlannedBoot, RESULTS_VERSION, Run, StoredSample};
+use crate::machine::{Fallback, MachineInfo, MachineKind, Setting, Topology};
+use crate::measure::{Fleet, measure};
+use crate::process::Task;
+use crate::results::{Manifest, RESULTS_VERSION, Run};
 use crate::{compare, guest, machine, plan, report, results, setup, warning};
 use anyhow::{Context, Result};
-use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, StormJob, StormPoint, Work};
+use mount_storms::protocol::StormPoint;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use xshell::{Shell, cmd};
 
 /// The kconfig fragments of timed kernels.
 const KCONFIG: [&str; 2] = ["base", "bench"];
 
-/// Limits of a boot that runs storms. An emulated guest may take long over one iteration, but not in silence.
-const LIMITS: Limits =
-    Limits { hello: Duration::from_secs(120), silence: Duration::from_secs(60), total: Duration::from_secs(1800) };
+/// CPUs of the default sweep on the simulated machine: from no contention to a big host, largest first, so that boots that run side by
+/// side end together.
+const SWEEP: [u32; 4] = [64, 32, 8, 1];
+
+/// Container starts per iteration unless told otherwise.
+const CONTAINERS: u32 = 32;
+
+/// The same in a sweep: at every number of CPUs the same work, and enough of it for 64.
+const CONTAINERS_SIMULATED: u32 = 64;
 
 /// Runs or resumes a bench, writes its reports, prints the table; returns the exit code.
 ///
@@ -35,11 +42,11 @@ pub fn bench(flags: &BenchFlags, root: &Path, events: Events<'_>) -> Result<Exit
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
     let lab = Lab { flags, workshop };
-    let (mut run, machine, guest) = match &flags.resume {
+    let (mut run, fleet, guest) = match &flags.resume {
         Some(which) => lab.resume(which, events)?,
         None => lab.start(&kind, events)?,
     };
-    measure(&mut run, machine.as_ref(), &guest, events)?;
+    measure(&mut run, &fleet, &guest, events)?;
     let comparison = compare::of_run(&run)?;
     report::write(&run, &comparison)?;
     write_index(&flags.results)?;
@@ -47,8 +54,8 @@ pub fn bench(flags: &BenchFlags, root: &Path, events: Events<'_>) -> Result<Exit
     Ok(comparison.exit())
 }
 
-/// A run with boots to make, the machine to make them on, and the guest.
-type Ready = (Run, Box<dyn Machine>, PathBuf);
+/// A run with boots to make, the machines to make them on, and the guest.
+type Ready = (Run, Fleet, PathBuf);
 
 /// What a bench begins with.
 struct Lab<'a> {
@@ -60,7 +67,7 @@ impl Lab<'_> {
     /// Builds the kernels, opens the machine, plans the boots and writes the manifest.
     fn start(&self, kind: &MachineKind, events: Events<'_>) -> Result<Ready> {
         let flags = self.flags;
-        let topology = topology(&flags.machine)?;
+        flags.machine.cpus.iter().try_for_each(|cpus| topology(&flags.machine, Some(*cpus)).map(drop))?;
         let baseline = self.kernel(&flags.baseline, kind, events)?;
         let candidate = match kind {
             // The host machine has one kernel, the running one: two such runs are compared with `compare RUN RUN`.
@@ -68,12 +75,10 @@ impl Lab<'_> {
             _ => Some(self.kernel(&flags.kernel, kind, events)?),
         };
         let guest = self.guest(kind, events)?;
-        let setting = Setting { cache: self.workshop.cache.dir(), kernel: Some(&baseline), guest: &guest };
-        let opened = machine::open(kind, &topology, &setting)?;
-        events.hear(&Event::Note(opened.why));
-        let manifest = manifest(flags, self.workshop.root, opened.machine.info(), baseline, candidate);
+        let fleet = self.fleet(kind, &self.setting(&baseline, &guest), events)?;
+        let manifest = manifest(flags, self.workshop.root, &fleet, baseline, candidate)?;
         manifest.warnings.iter().for_each(|warning| events.hear(&Event::Warning(warning.clone())));
-        Ok((Run::create(&flags.results, manifest)?, opened.machine, guest))
+        Ok((Run::create(&flags.results, manifest)?, fleet, guest))
     }
 
     /// Opens an unfinished run, finds its kernels again, and opens the machine it was made on.
@@ -86,12 +91,38 @@ impl Lab<'_> {
             *kernel = same_kernel(kernel, self.kernel(&kernel.name, &kind, events)?)?;
         }
         let guest = self.guest(&kind, events)?;
-        let topology = Topology::load(&info.topology)?.with_cpus(info.cpus)?;
-        let setting = Setting { cache: self.workshop.cache.dir(), kernel: Some(&run.manifest.baseline), guest: &guest };
-        let opened = machine::open(&kind, &topology, &setting)?;
+        let setting = self.setting(&run.manifest.baseline, &guest);
+        let mut fleet = Fleet::new();
+        for cpus in run.manifest.cpus() {
+            let topology = Topology::load(&info.topology)?.with_cpus(cpus)?;
+            fleet.insert(cpus, machine::open(&kind, &topology, &setting, &mut *events)?.machine);
+        }
         let left = run.remaining().len();
         events.hear(&Event::Note(format!("resuming {}: {left} boots to go", dir.display())));
-        Ok((run, opened.machine, guest))
+        Ok((run, fleet, guest))
+    }
+
+    fn setting<'b>(&'b self, kernel: &'b Kernel, guest: &'b Path) -> Setting<'b> {
+        let (root, cache) = (self.workshop.root, self.workshop.cache);
+        Setting { root, cache, kernel: Some(kernel), guest, fallback: Fallback::Simulated, model: None }
+    }
+
+    /// A machine for each number of CPUs. What `auto` means is decided once, for the largest.
+    fn fleet(&self, kind: &MachineKind, setting: &Setting<'_>, events: Events<'_>) -> Result<Fleet> {
+        let flags = &self.flags.machine;
+        let first = topology(flags, flags.cpus.iter().copied().max())?;
+        let opened = machine::open(kind, &first, setting, &mut *events)?;
+        events.hear(&Event::Note(opened.why));
+        let info = opened.machine.info().clone();
+        let sweep = if info.simulated && flags.topology.is_none() { SWEEP.to_vec() } else { vec![info.cpus] };
+        let mut fleet = Fleet::from([(info.cpus, opened.machine)]);
+        let all = if flags.cpus.is_empty() { &sweep } else { &flags.cpus };
+        let kind = MachineKind::parse(&info.kind)?;
+        for &cpus in all.iter().filter(|cpus| **cpus != info.cpus) {
+            fleet.insert(cpus, machine::open(&kind, &topology(flags, Some(cpus))?, setting, &mut *events)?.machine);
+        }
+        fleet.retain(|cpus, _| all.contains(cpus));
+        Ok(fleet)
     }
 
     fn kernel(&self, name: &str, kind: &MachineKind, events: Events<'_>) -> Result<Kernel> {
@@ -126,9 +157,9 @@ fn same_kernel(before: &Kernel, found: Kernel) -> Result<Kernel> {
 ///
 /// # Errors
 /// Usage: no such topology, or too many CPUs.
-pub fn topology(flags: &MachineFlags) -> Result<Topology> {
-    let topology = Topology::load(&flags.topology)?;
-    flags.cpus.map_or(Ok(topology.clone()), |cpus| topology.with_cpus(cpus))
+pub fn topology(flags: &MachineFlags, cpus: Option<u32>) -> Result<Topology> {
+    let topology = Topology::load(flags.topology.as_deref().unwrap_or("smoke"))?;
+    cpus.map_or(Ok(topology.clone()), |cpus| topology.with_cpus(cpus))
 }
 
 /// Commit of the checkout, with "-dirty" when it has changes.
@@ -153,11 +184,13 @@ pub fn write_index(results: &Path) -> Result<()> {
 fn manifest(
     flags: &BenchFlags,
     root: &Path,
-    info: &MachineInfo,
+    fleet: &Fleet,
     baseline: Kernel,
     candidate: Option<Kernel>,
-) -> Manifest {
-    Manifest {
+) -> Result<Manifest> {
+    let cpus: Vec<u32> = fleet.keys().rev().copied().collect();
+    let info = fleet.values().next_back().context("there is no machine to measure on")?.info();
+    Ok(Manifest {
         version: RESULTS_VERSION,
         command: std::env::args().skip(1).collect(),
         mountlab_commit: commit_of(root),
@@ -166,19 +199,20 @@ fn manifest(
         machine: info.clone(),
         seed: flags.seed,
         margin: flags.margin,
-        points: points(flags, info.cpus),
+        points: cpus.iter().flat_map(|&cpus| points(flags, info, cpus)).collect(),
         iterations: flags.iterations,
         warmup_iterations: flags.warmup_iterations,
         descriptors_inherited: !flags.no_descriptor_race,
-        boots: plan::plan(flags.boots, candidate.is_some(), flags.seed),
+        boots: plan::plan(flags.boots, candidate.is_some(), &cpus, flags.seed),
         warnings: warning::collect(info),
         baseline,
         candidate,
-    }
+    })
 }
 
-/// Every combination of the storms' parameters.
-fn points(flags: &BenchFlags, cpus: u32) -> Vec<StormPoint> {
+/// Every combination of the storms' parameters on so many CPUs.
+fn points(flags: &BenchFlags, info: &MachineInfo, cpus: u32) -> Vec<StormPoint> {
+    let usual = if info.simulated { CONTAINERS_SIMULATED } else { CONTAINERS };
     let mut points = Vec::new();
     for &profile in &flags.profile {
         for &storage in &flags.storage {
@@ -187,8 +221,9 @@ fn points(flags: &BenchFlags, cpus: u32) -> Vec<StormPoint> {
                     profile: profile.into(),
                     storage: storage.into(),
                     propagation: propagation.into(),
+                    cpus,
                     threads: flags.threads.unwrap_or(cpus),
-                    containers: flags.containers,
+                    containers: flags.containers.unwrap_or(usual),
                     layers,
                     inspection_passes: flags.inspection_passes,
                 }));
@@ -196,96 +231,4 @@ fn points(flags: &BenchFlags, cpus: u32) -> Vec<StormPoint> {
         }
     }
     points
-}
-
-/// Makes the boots that are not made yet.
-fn measure(run: &mut Run, machine: &dyn Machine, guest: &Path, events: Events<'_>) -> Result<()> {
-    let stage = "storms".to_owned();
-    let started = Instant::now();
-    events.hear(&Event::StageStarted { stage: stage.clone() });
-    let total = run.manifest.boots.len() as u64;
-    for planned in run.remaining() {
-        let done = u64::from(planned.position);
-        events.hear(&Event::StageProgress { stage: stage.clone(), done, total: Some(total), unit: "boots" });
-        measure_boot(run, machine, guest, &planned, events).map_err(|error| unfinished(run, &planned, &error))?;
-    }
-    let result = format!("{total} boots in {}", run.dir.display());
-    events.hear(&Event::StageFinished { stage, result, elapsed: started.elapsed() });
-    Ok(())
-}
-
-fn measure_boot(
-    run: &mut Run,
-    machine: &dyn Machine,
-    guest: &Path,
-    planned: &PlannedBoot,
-    events: Events<'_>,
-) -> Result<()> {
-    check_interrupt("the bench")?;
-    let dir = run.boot_dir(planned)?;
-    let job = Job { protocol: PROTOCOL, seed: planned.seed, work: Work::Storm(storm_job(&run.manifest)) };
-    let kernel = kernel_of(&run.manifest, planned.arm)?;
-    let boot = Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS };
-    let log = boot_once(machine, &boot, &boot_name(&run.manifest, planned), events)?;
-    run.append(planned, samples(&log, planned))
-}
-
-/// Boots and tells of it; an end that is not a good one is an error.
-fn boot_once(machine: &dyn Machine, boot: &Boot<'_>, name: &str, events: Events<'_>) -> Result<BootLog> {
-    let log = boot_any(machine, boot, name, events)?;
-    log.failure().map_or(Ok(log), Err)
-}
-
-/// Boots and tells of it, whatever the end.
-pub fn boot_any(machine: &dyn Machine, boot: &Boot<'_>, name: &str, events: Events<'_>) -> Result<BootLog> {
-    let name = name.to_owned();
-    events.hear(&Event::BootStarted { boot: name.clone() });
-    let mut tell = |event: &GuestEvent| events.hear(&Event::GuestSpoke { boot: name.clone(), event: event.clone() });
-    let log = machine.boot(boot, &mut tell)?;
-    events.hear(&Event::BootEnded { boot: name, end: log.end.clone(), wall_s: log.wall_s });
-    Ok(log)
-}
-
-fn storm_job(manifest: &Manifest) -> StormJob {
-    StormJob {
-        points: manifest.points.clone(),
-        iterations: manifest.iterations,
-        warmup_iterations: manifest.warmup_iterations,
-        descriptors_inherited: manifest.descriptors_inherited,
-    }
-}
-
-fn kernel_of(manifest: &Manifest, arm: Arm) -> Result<&Kernel> {
-    match arm {
-        Arm::Baseline | Arm::Control => Ok(&manifest.baseline),
-        Arm::Candidate => manifest.candidate.as_ref().context("the plan has candidate boots, but no candidate"),
-    }
-}
-
-fn boot_name(manifest: &Manifest, planned: &PlannedBoot) -> String {
-    let kernel = match planned.arm {
-        Arm::Baseline => manifest.baseline.name.as_str(),
-        Arm::Control => "A/A control",
-        Arm::Candidate => manifest.candidate.as_ref().map_or("candidate", |kernel| &kernel.name),
-    };
-    format!("{}/{}: {kernel}", planned.position + 1, manifest.boots.len())
-}
-
-fn samples(log: &BootLog, planned: &PlannedBoot) -> Vec<StoredSample> {
-    let stored = |event: &GuestEvent| match event {
-        GuestEvent::Sample(sample) => {
-            Some(StoredSample { arm: planned.arm, boot: planned.boot, sample: sample.clone() })
-        }
-        _ => None,
-    };
-    log.events.iter().filter_map(stored).collect()
-}
-
-/// What a user should know when a boot went wrong; the exit code stays that of the cause.
-fn unfinished(run: &Run, planned: &PlannedBoot, error: &anyhow::Error) -> anyhow::Error {
-    let boot = boot_name(&run.manifest, planned);
-    let dir = run.dir.display();
-    let message =
-        format!("boot {boot}: {error:#}\nthe boots before it are kept\nnext: cargo xtask bench --resume {dir}");
-    Failure::error(exit_code(error), message)
 }

@@ -20,7 +20,12 @@ pub fn boot(flags: &BootFlags, root: &Path, events: Events<'_>) -> Result<Exit> 
     let guest = guest::build(root, events)?;
     let kernel = workshop.prepare(&flags.kernel, &["base", &flags.kconfig], events)?;
     let scratch = tempfile::tempdir_in(cache.dir())?;
-    let status = machine::interactive(&bench::topology(&flags.machine)?, &kernel, &guest, scratch.path())?;
+    let status = machine::interactive(
+        &bench::topology(&flags.machine, flags.machine.one_cpus()?)?,
+        &kernel,
+        &guest,
+        scratch.path(),
+    )?;
     if status.success() {
         return Ok(Exit::Success);
     }

@@ -159,9 +159,12 @@ fn judged(run: &Run, samples: &[StoredSample], candidate: &str) -> Result<Compar
 
 /// A storm in words.
 pub fn name(point: &StormPoint) -> String {
-    let StormPoint { profile, storage, propagation, threads, containers, layers, .. } = point;
-    format!("{profile:?} on {storage:?}, {propagation:?} parent, {layers} layers, {containers} containers, {threads} threads")
-        .to_lowercase()
+    let StormPoint { profile, storage, propagation, cpus, threads, containers, layers, .. } = point;
+    let words = format!(
+        "{profile:?} on {storage:?}, {propagation:?} parent, {layers} layers, {containers} containers, {threads} threads"
+    );
+    // Runs from before sweeps name no CPUs.
+    words.to_lowercase() + &if *cpus == 0 { String::new() } else { format!(" on {cpus} CPUs") }
 }
 
 /// One failed check anywhere withholds the storm's number: for either kernel, because a ratio needs both.
@@ -197,7 +200,7 @@ fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<
             layers: point.layers,
             containers: point.containers,
             threads: point.threads,
-            cpus: run.manifest.machine.cpus,
+            cpus: if point.cpus == 0 { run.manifest.machine.cpus } else { point.cpus },
             unit: if higher_is_better { "1/s" } else { "ns" }.to_owned(),
             metric,
             boots: baseline.len().min(candidate.len()) as u32,

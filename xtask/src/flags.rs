@@ -1,5 +1,7 @@
 //! The whole command line in one file.
 
+use crate::failure::{Exit, Failure};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mount_storms::protocol::{Profile, Propagation, Storage};
 use std::path::PathBuf;
@@ -47,15 +49,15 @@ pub struct SetupFlags {
 /// Where a guest runs.
 #[derive(Clone, Debug, Args)]
 pub struct MachineFlags {
-    /// auto | kvm | tcg | virtme | host | mock[:SCRIPT]
+    /// auto | simulated | kvm | tcg | virtme | host | mock[:SCRIPT]
     #[arg(long, default_value = "auto", value_name = "MACHINE")]
     pub machine: String,
-    /// A file of vm-configs/, without `.toml`
-    #[arg(long, default_value = "smoke", value_name = "NAME")]
-    pub topology: String,
-    /// CPUs of the guest, instead of the topology's
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=512))]
-    pub cpus: Option<u32>,
+    /// A file of vm-configs/, without `.toml` [default: smoke]
+    #[arg(long, value_name = "NAME")]
+    pub topology: Option<String>,
+    /// CPUs of the guest, instead of the topology's; `bench` takes a list [default there, if simulated: 1,8,32,64]
+    #[arg(long, value_delimiter = ',', value_name = "N,...", value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub cpus: Vec<u32>,
 }
 
 /// Where kernel source comes from.
@@ -87,9 +89,9 @@ pub struct BenchFlags {
     /// Image layers per container
     #[arg(long, value_delimiter = ',', default_value = "10", value_name = "N,...", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub layers: Vec<u32>,
-    /// Container starts per iteration
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub containers: u32,
+    /// Container starts per iteration [default: 32; simulated: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub containers: Option<u32>,
     /// Concurrent container starts [default: the guest's CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
@@ -259,6 +261,20 @@ pub enum PropagationFlag {
     Private,
 }
 
+impl MachineFlags {
+    /// The number of CPUs, for a command that takes one.
+    ///
+    /// # Errors
+    /// More than one was given.
+    pub fn one_cpus(&self) -> Result<Option<u32>> {
+        match self.cpus.as_slice() {
+            [] => Ok(None),
+            [cpus] => Ok(Some(*cpus)),
+            _ => Err(Failure::error(Exit::Usage, "--cpus: this command takes one number; `bench` sweeps over a list")),
+        }
+    }
+}
+
 impl From<ProfileFlag> for Profile {
     fn from(flag: ProfileFlag) -> Profile {
         match flag {
@@ -286,7 +302,7 @@ impl From<PropagationFlag> for Propagation {
     }
 }
 
-fn margin(text: &str) -> Result<f64, String> {
+fn margin(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
         _ => Err("a fraction between 0 and 1 is expected, such as 0.05".into()),

@@ -1,5 +1,6 @@
 //! `cargo xtask`: mountlab's driver. This file is a table of contents.
 
+mod apt;
 mod bench;
 mod boot;
 mod cache;
@@ -11,12 +12,14 @@ mod flags;
 mod guest;
 mod kernel;
 mod machine;
+mod measure;
 mod plan;
 mod process;
 mod progress;
 mod report;
 mod results;
 mod setup;
+mod stage;
 mod stats;
 mod test;
 mod tidy;

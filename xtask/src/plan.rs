@@ -2,8 +2,8 @@
 
 use crate::results::{Arm, PlannedBoot};
 
-/// Plans `boots_per_arm` boots of each arm. All boots of a block share the guest's seed: they run the same storm.
-pub fn plan(boots_per_arm: u32, has_candidate: bool, seed: u64) -> Vec<PlannedBoot> {
+/// Plans `boots_per_arm` boots of each arm on each number of CPUs. All boots of a block share the guest's seed: they run the same storm.
+pub fn plan(boots_per_arm: u32, has_candidate: bool, cpus: &[u32], seed: u64) -> Vec<PlannedBoot> {
     let arms: &[Arm] =
         if has_candidate { &[Arm::Baseline, Arm::Control, Arm::Candidate] } else { &[Arm::Baseline, Arm::Control] };
     let mut random = SplitMix64(seed);
@@ -15,8 +15,10 @@ pub fn plan(boots_per_arm: u32, has_candidate: bool, seed: u64) -> Vec<PlannedBo
         }
         let order = orders.pop().unwrap_or_default();
         let guest_seed = random.next();
-        for arm in order {
-            boots.push(PlannedBoot { position: boots.len() as u32, arm, boot, seed: guest_seed });
+        for &cpus in cpus {
+            for &arm in &order {
+                boots.push(PlannedBoot { position: boots.len() as u32, arm, boot, cpus, seed: guest_seed });
+            }
         }
     }
     boots
@@ -72,13 +74,13 @@ mod tests {
 
     #[test]
     fn one_seed_one_plan() {
-        assert_eq!(plan(5, true, 7), plan(5, true, 7));
-        assert_ne!(plan(5, true, 7), plan(5, true, 8));
+        assert_eq!(plan(5, true, &[2], 7), plan(5, true, &[2], 7));
+        assert_ne!(plan(5, true, &[2], 7), plan(5, true, &[2], 8));
     }
 
     #[test]
     fn every_block_has_each_arm_once_and_one_seed() {
-        let boots = plan(6, true, 3);
+        let boots = plan(6, true, &[2], 3);
         assert_eq!(boots.len(), 18);
         for (number, block) in boots.chunks(3).enumerate() {
             let mut arms: Vec<Arm> = block.iter().map(|boot| boot.arm).collect();
@@ -90,7 +92,7 @@ mod tests {
 
     #[test]
     fn each_arm_stands_at_each_place_equally_often() {
-        let boots = plan(6, true, 3);
+        let boots = plan(6, true, &[2], 3);
         for arm in [Arm::Baseline, Arm::Control, Arm::Candidate] {
             for place in 0..3 {
                 let times = boots.chunks(3).filter(|block| block[place].arm == arm).count();
@@ -100,8 +102,20 @@ mod tests {
     }
 
     #[test]
+    fn a_sweep_visits_each_number_of_cpus_in_each_block() {
+        let boots = plan(2, true, &[8, 1], 3);
+        assert_eq!(boots.len(), 12);
+        let first: Vec<u32> = boots[..6].iter().map(|boot| boot.cpus).collect();
+        assert_eq!(first, [8, 8, 8, 1, 1, 1]);
+        assert_eq!(
+            boots[..3].iter().map(|boot| boot.arm).collect::<Vec<_>>(),
+            boots[3..6].iter().map(|boot| boot.arm).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
     fn without_a_candidate_two_arms_are_left() {
-        let boots = plan(2, false, 1);
+        let boots = plan(2, false, &[2], 1);
         assert_eq!(boots.len(), 4);
         assert!(boots.iter().all(|boot| boot.arm != Arm::Candidate));
     }

@@ -2,7 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use crate::kernel::Kernel;
-use crate::machine::MachineInfo;
+use crate::machine::{MachineInfo, Region};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{Sample, StormPoint};
 use serde::{Deserialize, Serialize};
@@ -32,8 +32,11 @@ pub struct PlannedBoot {
     pub position: u32,
     /// Whose boot.
     pub arm: Arm,
-    /// Number of the boot within its arm, from 0.
+    /// Number of the boot within its arm and number of CPUs, from 0.
     pub boot: u32,
+    /// CPUs of the machine; 0 in runs from before sweeps: the manifest's.
+    #[serde(default)]
+    pub cpus: u32,
     /// Seed of the guest's job: the same for the boots of one block.
     pub seed: u64,
 }
@@ -84,6 +87,39 @@ pub struct StoredSample {
     pub boot: u32,
     /// The measurement.
     pub sample: Sample,
+    /// What the simulated machine counted meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
+}
+
+/// What tells one boot from the others of a run.
+pub type BootKey = (Arm, u32, u32);
+
+impl PlannedBoot {
+    /// See [`BootKey`].
+    pub fn key(&self) -> BootKey {
+        (self.arm, self.cpus, self.boot)
+    }
+}
+
+impl StoredSample {
+    /// The boot that it comes from.
+    pub fn key(&self) -> BootKey {
+        (self.arm, self.sample.point.cpus, self.boot)
+    }
+}
+
+impl Manifest {
+    /// The storms of a boot.
+    pub fn points_of(&self, planned: &PlannedBoot) -> Vec<StormPoint> {
+        self.points.iter().filter(|point| point.cpus == planned.cpus).cloned().collect()
+    }
+
+    /// The numbers of CPUs, ascending.
+    pub fn cpus(&self) -> Vec<u32> {
+        let of_boots = self.boots.iter().map(|boot| if boot.cpus == 0 { self.machine.cpus } else { boot.cpus });
+        of_boots.collect::<std::collections::BTreeSet<u32>>().into_iter().collect()
+    }
 }
 
 /// A run in memory, and the folder it lives in.
@@ -131,10 +167,10 @@ impl Run {
 
     /// A boot whose samples are not all there did not happen.
     fn forget_half_boots(&mut self) -> Result<()> {
-        let expected = self.manifest.points.len() * self.manifest.iterations as usize;
         let before = self.samples.len();
-        let whole: Vec<(Arm, u32)> = self.done().filter(|key| self.count(*key) == expected).collect();
-        self.samples.retain(|stored| whole.contains(&(stored.arm, stored.boot)));
+        let is_whole = |planned: &&PlannedBoot| self.count(planned.key()) == self.expected(planned);
+        let whole: Vec<BootKey> = self.manifest.boots.iter().filter(is_whole).map(PlannedBoot::key).collect();
+        self.samples.retain(|stored| whole.contains(&stored.key()));
         let text = fs::read_to_string(self.dir.join("samples.jsonl")).unwrap_or_default();
         if self.samples.len() != before || !(text.is_empty() || text.ends_with('\n')) {
             let lines = self
@@ -147,27 +183,28 @@ impl Run {
         Ok(())
     }
 
-    fn done(&self) -> impl Iterator<Item = (Arm, u32)> + '_ {
-        let keys: std::collections::BTreeSet<_> = self.samples.iter().map(|stored| (stored.arm, stored.boot)).collect();
-        keys.into_iter()
+    /// Samples that a boot has to yield.
+    fn expected(&self, planned: &PlannedBoot) -> usize {
+        self.manifest.points_of(planned).len() * self.manifest.iterations as usize
     }
 
-    fn count(&self, key: (Arm, u32)) -> usize {
-        self.samples.iter().filter(|stored| (stored.arm, stored.boot) == key).count()
+    fn count(&self, key: BootKey) -> usize {
+        self.samples.iter().filter(|stored| stored.key() == key).count()
     }
 
     /// Boots of the plan that have no samples yet, in order.
     pub fn remaining(&self) -> Vec<PlannedBoot> {
-        let missing = |planned: &&PlannedBoot| self.count((planned.arm, planned.boot)) == 0;
+        let missing = |planned: &&PlannedBoot| self.count(planned.key()) == 0;
         self.manifest.boots.iter().filter(missing).copied().collect()
     }
 
-    /// A fresh folder for the logs of one boot: `<arm>/boot-N`.
+    /// A fresh folder for the logs of one boot: `<arm>/boot-N`, in a sweep `<arm>/cpus-C-boot-N`.
     ///
     /// # Errors
     /// It cannot be made.
     pub fn boot_dir(&self, planned: &PlannedBoot) -> Result<PathBuf> {
-        let dir = self.dir.join(arm_name(planned.arm)).join(format!("boot-{}", planned.boot));
+        let sweep = if self.manifest.cpus().len() > 1 { format!("cpus-{}-", planned.cpus) } else { String::new() };
+        let dir = self.dir.join(arm_name(planned.arm)).join(format!("{sweep}boot-{}", planned.boot));
         if dir.exists() {
             fs::remove_dir_all(&dir)?;
         }
@@ -180,7 +217,7 @@ impl Run {
     /// # Errors
     /// The guest sent another number of samples than its job asked for, or the disk is full.
     pub fn append(&mut self, planned: &PlannedBoot, samples: Vec<StoredSample>) -> Result<()> {
-        let expected = self.manifest.points.len() * self.manifest.iterations as usize;
+        let expected = self.expected(planned);
         if samples.len() != expected {
             let message = format!(
                 "boot {} of {} sent {} samples, {expected} were asked for",
@@ -312,6 +349,7 @@ pub mod fixture {
             profile: Profile::Detach,
             storage: Storage::Tmpfs,
             propagation: Propagation::Shared,
+            cpus: 2,
             threads: 2,
             containers: 10,
             layers: 3,
@@ -344,7 +382,7 @@ pub mod fixture {
             iterations: 2,
             warmup_iterations: 0,
             descriptors_inherited: true,
-            boots: crate::plan::plan(3, true, 1),
+            boots: crate::plan::plan(3, true, &[2], 1),
             warnings: vec!["the host is busy".into()],
         };
         let samples = rates.iter().flat_map(|&(arm, rate)| {
@@ -374,7 +412,12 @@ pub mod fixture {
         let calls = [("umount".to_owned(), latency((1e8 / rate) as u64))].into();
         let oracle = Oracle { checks: [("layer_content".to_owned(), 40)].into(), failures: Vec::new() };
         let elapsed_ns = Some((10.0 * 1e9 / rate) as u64);
-        StoredSample { arm, boot, sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle } }
+        StoredSample {
+            arm,
+            boot,
+            sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle },
+            region: None,
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use crate::event::{Event, Events};
 use crate::failure::Exit;
 use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Workshop};
-use crate::machine::{Boot, Limits, Machine, MachineKind, Setting, Topology};
+use crate::machine::{Boot, Fallback, Limits, Machine, MachineKind, Setting, Topology};
 use crate::process::Task;
-use crate::{bench, guest, machine, report, setup};
+use crate::{bench, guest, machine, measure, report, setup};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, Outcome, PROTOCOL, SuiteJob, TrialResult, Work};
 use std::fs;
@@ -67,7 +67,7 @@ pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> 
     workshop.check_names(&["mainline", &flags.kernel], &["base", &flags.lane])?;
     let kind = MachineKind::parse(&flags.machine.machine)?;
     machine::check(&kind)?;
-    let topology = bench::topology(&flags.machine)?;
+    let topology = bench::topology(&flags.machine, flags.machine.one_cpus()?)?;
     let mut totals = lints(root, events)?;
     totals.add(unit_tests(root, events)?);
     totals.add(series(&workshop, events));
@@ -163,8 +163,9 @@ fn guests(
     let kconfig = ["base", flags.lane.as_str()];
     let names = ["mainline", flags.kernel.as_str()];
     let kernels = names.iter().map(|name| workshop.prepare(name, &kconfig, events)).collect::<Result<Vec<_>>>()?;
-    let setting = Setting { cache: workshop.cache.dir(), kernel: kernels.first(), guest: &guest };
-    let opened = machine::open(kind, topology, &setting)?;
+    let (root, cache) = (workshop.root, workshop.cache);
+    let setting = Setting { root, cache, kernel: kernels.first(), guest: &guest, fallback: Fallback::Tcg, model: None };
+    let opened = machine::open(kind, topology, &setting, &mut *events)?;
     events.hear(&Event::Note(opened.why));
     let mut totals = Totals::default();
     for kernel in &kernels {
@@ -187,9 +188,9 @@ fn suite(
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let work = Work::Suite(SuiteJob { filter: flags.filter.clone(), trial_limit_s: TRIAL_LIMIT_S });
     let job = Job { protocol: PROTOCOL, seed: 1, work };
-    let boot = Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS };
+    let boot = Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS, machine_seed: 1 };
     let name = format!("suite on {} ({})", kernel.name, flags.lane);
-    let log = bench::boot_any(machine, &boot, &name, events)?;
+    let log = measure::boot_any(machine, &boot, &name, events)?;
     let trials = trials(&log.events);
     report::junit::write(&dir.join("junit.xml"), &name, &trials)?;
     let mut totals = Totals::of_trials(&trials);

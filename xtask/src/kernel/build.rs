@@ -1,13 +1,13 @@
 //! Builds a kernel, once: what is finished lies in the cache under its key.
 
 use super::kconfig::Kconfig;
-use super::stage::Stage;
 use super::tree::Tree;
 use super::{Kernel, digest};
 use crate::cache::{Cache, or_no_space};
 use crate::event::Events;
 use crate::failure::Exit;
 use crate::process::Task;
+use crate::stage::Stage;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};

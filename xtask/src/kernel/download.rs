@@ -1,9 +1,9 @@
 //! A file from a web server, by curl or wget: fails fast where there is no way out, shows how far it is where there is.
 
-use super::stage::Stage;
 use crate::event::Events;
 use crate::failure::{Exit, Failure};
 use crate::process::Task;
+use crate::stage::Stage;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};

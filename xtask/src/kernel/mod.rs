@@ -1,7 +1,6 @@
 //! From a name to a bootable kernel: where the source comes from, which patches go on it, how it is built.
 
 mod apply;
-mod apt;
 mod base;
 mod build;
 mod catalog;
@@ -14,7 +13,6 @@ mod patch;
 mod queue;
 mod series;
 mod source;
-mod stage;
 mod tree;
 
 use crate::cache::Cache;

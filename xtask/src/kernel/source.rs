@@ -2,15 +2,16 @@
 
 use super::base::{self, BaseTree, cached, install, list, names};
 use super::catalog::{Base, Source};
-use super::stage::Stage;
-use super::{apt, digest, download};
+use super::{digest, download};
+use crate::apt;
 use crate::cache::{Cache, or_no_space};
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure, exit_code};
 use crate::process::Task;
-use anyhow::Result;
+use crate::stage::Stage;
+use anyhow::{Context, Result};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 use xshell::{Shell, cmd};
 
@@ -72,9 +73,18 @@ fn obtain(base: &Base, cache: &Cache, source: &Source, events: Events<'_>) -> Re
     let scratch = base::scratch(cache)?;
     let tarball = match source {
         Source::Tarball { url } => download::tarball(url, scratch.path(), events)?,
-        Source::Debian { package, suite } => apt::tarball(package, suite, cache, scratch.path(), events)?,
+        Source::Debian { package, suite } => packaged(package, suite, cache, scratch.path(), events)?,
     };
     install_tarball(base, cache, &source.to_string(), &tarball, events)
+}
+
+/// The tarball (usr/src/linux-source-*.tar.xz) in a package.
+fn packaged(package: &str, suite: &str, cache: &Cache, dir: &Path, events: Events<'_>) -> Result<PathBuf> {
+    let out = dir.join("package");
+    for deb in apt::packages(&[package], suite, cache, dir, events)? {
+        apt::unpack(&deb, &out)?;
+    }
+    apt::files(&out.join("usr/src"), ".tar.xz")?.pop().context("files() finds one or fails")
 }
 
 /// The base from a tree or a tarball of the user's.

@@ -67,8 +67,16 @@ mod tests {
 
     fn job(storage: Storage) -> Job {
         let (profile, propagation) = (Profile::Detach, Propagation::Shared);
-        let point =
-            StormPoint { profile, storage, propagation, threads: 1, containers: 1, layers: 1, inspection_passes: 1 };
+        let point = StormPoint {
+            profile,
+            storage,
+            propagation,
+            cpus: 2,
+            threads: 1,
+            containers: 1,
+            layers: 1,
+            inspection_passes: 1,
+        };
         let storm = StormJob { points: vec![point], iterations: 1, warmup_iterations: 0, descriptors_inherited: true };
         Job { protocol: 1, seed: 1, work: Work::Storm(storm) }
     }

@@ -26,14 +26,6 @@ pub enum Probe {
     Unusable(String),
 }
 
-/// The accelerator that `auto` takes, and why, in one sentence.
-pub fn choose_auto(setting: &Setting<'_>) -> Result<(Accel, String)> {
-    Ok(match probe(setting)? {
-        Probe::Works(how) => (Accel::Kvm, format!("auto chose kvm: {how}")),
-        Probe::Unusable(why) => (Accel::Tcg, format!("auto chose tcg, QEMU's emulator: {why}")),
-    })
-}
-
 /// Boots the real kernel under KVM with nothing to do but say hello.
 ///
 /// # Errors
@@ -43,10 +35,10 @@ pub fn probe(setting: &Setting<'_>) -> Result<Probe> {
         return Ok(Probe::Unusable(unopened(&error)));
     }
     let kernel = setting.kernel.context("probing KVM needs a kernel to boot")?;
-    let dir = tempfile::tempdir_in(setting.cache).context("cannot make a folder for the KVM probe")?;
+    let dir = tempfile::tempdir_in(setting.cache.dir()).context("cannot make a folder for the KVM probe")?;
     let job = Job { protocol: PROTOCOL, seed: 0, work: Work::Hello };
     let limits = Limits { hello: LIMIT, silence: LIMIT, total: LIMIT };
-    let boot = Boot { kernel: Some(kernel), guest: setting.guest, job: &job, dir: dir.path(), limits };
+    let boot = Boot { kernel: Some(kernel), guest: setting.guest, job: &job, dir: dir.path(), limits, machine_seed: 0 };
     // The smallest shape: 96 CPUs can take their time to start, which would say nothing about KVM.
     let log = Qemu::new(Accel::Kvm, &Topology::load("smoke")?)?.boot(&boot, &mut |_| ())?;
     match log.end {

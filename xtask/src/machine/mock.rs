@@ -8,10 +8,10 @@ use super::{Boot, BootLog, Limits, Machine, MachineInfo};
 use crate::failure::{Exit, Failure};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Outcome, PROTOCOL, SuiteJob, TrialResult, Work};
-use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// A scripted guest that is silent stays silent: no need to wait longer for it.
@@ -87,7 +87,7 @@ fn unknown(word: &str) -> anyhow::Error {
 /// The machine.
 pub struct Mock {
     script: Script,
-    boots: Cell<u32>,
+    boots: AtomicU32,
     info: MachineInfo,
 }
 
@@ -103,7 +103,7 @@ impl Mock {
             // Its times come from a formula.
             simulated: true,
         };
-        Mock { script, boots: Cell::new(0), info }
+        Mock { script, boots: AtomicU32::new(0), info }
     }
 
     fn steps(&self, boot: &Boot<'_>, fault: Option<Fault>) -> Vec<Step> {
@@ -139,7 +139,7 @@ impl Machine for Mock {
     }
 
     fn boot(&self, boot: &Boot<'_>, on_event: &mut dyn FnMut(&GuestEvent)) -> Result<BootLog> {
-        let number = self.boots.replace(self.boots.get() + 1);
+        let number = self.boots.fetch_add(1, Ordering::Relaxed);
         let steps = self.steps(boot, self.script.fault_in(number));
         let mut player = Player::new(boot, steps)?;
         let limits = Limits { silence: boot.limits.silence.min(SILENCE), ..boot.limits };

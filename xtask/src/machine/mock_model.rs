@@ -101,8 +101,16 @@ mod tests {
 
     fn job(iterations: u32) -> StormJob {
         let (profile, storage, propagation) = (Profile::Common, Storage::Tmpfs, Propagation::Shared);
-        let point =
-            StormPoint { profile, storage, propagation, threads: 2, containers: 4, layers: 3, inspection_passes: 1 };
+        let point = StormPoint {
+            profile,
+            storage,
+            propagation,
+            cpus: 2,
+            threads: 2,
+            containers: 4,
+            layers: 3,
+            inspection_passes: 1,
+        };
         StormJob { points: vec![point], iterations, warmup_iterations: 0, descriptors_inherited: true }
     }
 

@@ -23,8 +23,16 @@ fn kernel(name: &str) -> Kernel {
 
 fn storm(iterations: u32) -> Work {
     let (profile, storage, propagation) = (Profile::Detach, Storage::Tmpfs, Propagation::Shared);
-    let point =
-        StormPoint { profile, storage, propagation, threads: 2, containers: 2, layers: 2, inspection_passes: 1 };
+    let point = StormPoint {
+        profile,
+        storage,
+        propagation,
+        cpus: 2,
+        threads: 2,
+        containers: 2,
+        layers: 2,
+        inspection_passes: 1,
+    };
     Work::Storm(StormJob { points: vec![point], iterations, warmup_iterations: 0, descriptors_inherited: true })
 }
 
@@ -40,7 +48,8 @@ fn boot(mock: &Mock, work: Work) -> BootLog {
     let job = Job { protocol: PROTOCOL, seed: 1, work };
     let kernel = kernel("mainline");
     let mut heard = 0;
-    let boot = Boot { kernel: Some(&kernel), guest: Path::new("/g"), job: &job, dir: dir.path(), limits };
+    let boot =
+        Boot { kernel: Some(&kernel), guest: Path::new("/g"), job: &job, dir: dir.path(), limits, machine_seed: 1 };
     let log = mock.boot(&boot, &mut |_| heard += 1).unwrap();
     assert_eq!(heard, log.events.len());
     log
@@ -113,7 +122,8 @@ fn raw(lines: &str, console: &str) -> Result<BootLog> {
     let limits = Limits { hello: SILENCE, silence: SILENCE, total: SILENCE };
     let job = Job { protocol: PROTOCOL, seed: 1, work: Work::Hello };
     let kernel = kernel("mainline");
-    let boot = Boot { kernel: Some(&kernel), guest: Path::new("/g"), job: &job, dir: dir.path(), limits };
+    let boot =
+        Boot { kernel: Some(&kernel), guest: Path::new("/g"), job: &job, dir: dir.path(), limits, machine_seed: 1 };
     watch(&mut Ended, &boot, &mut |_| ())
 }
 

@@ -9,6 +9,7 @@ mod mock;
 mod mock_model;
 mod qemu;
 mod qemu_args;
+mod simulated;
 mod tail;
 mod topology;
 mod verdict;
@@ -16,8 +17,11 @@ mod virtme;
 mod watch;
 
 pub use kind::MachineKind;
+pub use simulated::{Model, Region};
 pub use topology::Topology;
 
+use crate::cache::Cache;
+use crate::event::Events;
 use crate::failure::{Exit, Failure};
 use crate::kernel::Kernel;
 use anyhow::Result;
@@ -52,6 +56,8 @@ pub struct Boot<'a> {
     pub guest: &'a Path,
     /// What the guest shall do.
     pub job: &'a Job,
+    /// Seed of what the machine itself draws: the simulated one, in which order its CPUs take turns.
+    pub machine_seed: u64,
     /// Empty folder for this boot's console.log and events.jsonl.
     pub dir: &'a Path,
     /// How long to wait for what.
@@ -69,6 +75,13 @@ pub struct Limits {
     pub total: Duration,
 }
 
+impl Limits {
+    /// The same limits, each so many times as long.
+    pub fn times(self, factor: u32) -> Limits {
+        Limits { hello: self.hello * factor, silence: self.silence * factor, total: self.total * factor }
+    }
+}
+
 /// What came of a boot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BootLog {
@@ -80,6 +93,8 @@ pub struct BootLog {
     pub console: PathBuf,
     /// Real time from start to end, in seconds.
     pub wall_s: f64,
+    /// What the simulated machine says of it.
+    pub summary: Option<simulated::Summary>,
 }
 
 /// How a boot ended; each is a verdict of its own.
@@ -102,9 +117,13 @@ pub enum End {
 }
 
 /// Something that can boot a kernel and run a guest.
-pub trait Machine {
+pub trait Machine: Sync {
     /// What it is.
     fn info(&self) -> &MachineInfo;
+    /// By how much limits are to be longer than usual: how much longer the host takes over a second of the guest's clock.
+    fn patience(&self) -> u32 {
+        1
+    }
     /// Boots, runs the job, ends. `on_event` sees each event as it arrives. An `Err` means that the machine could not
     /// even be started; how a started guest ended is in [`BootLog::end`].
     fn boot(&self, boot: &Boot<'_>, on_event: &mut dyn FnMut(&GuestEvent)) -> Result<BootLog>;
@@ -112,12 +131,27 @@ pub trait Machine {
 
 /// What opening a machine may need besides its kind and shape.
 pub struct Setting<'a> {
-    /// mountlab's cache folder: holds a virtme-ng that mountlab installed, and the probe's scratch files.
-    pub cache: &'a Path,
+    /// The checkout: the simulator is built from it.
+    pub root: &'a Path,
+    /// mountlab's cache: holds a virtme-ng and a QEMU that mountlab fetched, and the probe's scratch files.
+    pub cache: &'a Cache,
     /// A kernel to try KVM with. Not needed by `host` and `mock`.
     pub kernel: Option<&'a Kernel>,
     /// The static `lab-guest` binary.
     pub guest: &'a Path,
+    /// What `auto` is to fall to.
+    pub fallback: Fallback,
+    /// Parameters of the simulated machine, instead of those of vm-configs/.
+    pub model: Option<Model>,
+}
+
+/// What `auto` takes where KVM boots nothing, or the host has fewer CPUs than asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// The simulated machine: right for whoever asks how fast.
+    Simulated,
+    /// QEMU's translator: faster, right for whoever asks only whether.
+    Tcg,
 }
 
 /// A machine that is ready to boot.
@@ -132,17 +166,15 @@ pub struct Opened {
 ///
 /// # Errors
 /// The machine is not usable here: QEMU missing or too old, KVM asked for but unusable, no root for `host`.
-pub fn open(kind: &MachineKind, topology: &Topology, setting: &Setting<'_>) -> Result<Opened> {
+pub fn open(kind: &MachineKind, topology: &Topology, setting: &Setting<'_>, events: Events<'_>) -> Result<Opened> {
     let as_asked = |machine: Box<dyn Machine>| {
         let info = machine.info();
         let why = format!("{} ({}) as asked for", info.kind, info.version);
         Opened { machine, why }
     };
     Ok(match kind {
-        MachineKind::Auto => {
-            let (accel, why) = kvm_probe::choose_auto(setting)?;
-            Opened { machine: Box::new(qemu::Qemu::new(accel, topology)?), why }
-        }
+        MachineKind::Auto => open_auto(topology, setting, events)?,
+        MachineKind::Simulated => as_asked(Box::new(simulated::Simulated::new(topology, setting, events)?)),
         MachineKind::Kvm => open_kvm(topology, setting)?,
         MachineKind::Tcg => as_asked(Box::new(qemu::Qemu::new(qemu_args::Accel::Tcg, topology)?)),
         MachineKind::Virtme => as_asked(Box::new(virtme::Virtme::new(topology, setting)?)),
@@ -159,7 +191,8 @@ pub fn check(kind: &MachineKind) -> Result<()> {
     match kind {
         MachineKind::Host => host::Host::new().map(drop),
         MachineKind::Auto | MachineKind::Kvm | MachineKind::Tcg => qemu::installed().map(drop),
-        MachineKind::Virtme | MachineKind::Mock(_) => Ok(()),
+        // The simulated machine can do with a QEMU that it fetches.
+        MachineKind::Simulated | MachineKind::Virtme | MachineKind::Mock(_) => Ok(()),
     }
 }
 
@@ -169,6 +202,25 @@ pub fn check(kind: &MachineKind) -> Result<()> {
 /// QEMU is missing or does not start.
 pub fn interactive(topology: &Topology, kernel: &Kernel, guest: &Path, dir: &Path) -> Result<std::process::ExitStatus> {
     qemu::Qemu::new(qemu_args::Accel::Tcg, topology)?.interactive(kernel, guest, dir)
+}
+
+/// KVM if a guest boots under it and no vCPU has to share a CPU of the host; else the fallback.
+fn open_auto(topology: &Topology, setting: &Setting<'_>, events: Events<'_>) -> Result<Opened> {
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+    let why = match kvm_probe::probe(setting)? {
+        Probe::Works(how) if topology.cpus() <= cpus => {
+            let machine = Box::new(qemu::Qemu::new(qemu_args::Accel::Kvm, topology)?);
+            return Ok(Opened { machine, why: format!("auto chose kvm: {how}") });
+        }
+        Probe::Works(_) => format!("{} CPUs are asked for, the host has {cpus}", topology.cpus()),
+        Probe::Unusable(why) => why,
+    };
+    if setting.fallback == Fallback::Simulated {
+        let machine = Box::new(simulated::Simulated::new(topology, setting, events)?);
+        return Ok(Opened { machine, why: format!("auto chose the simulated machine: {why}") });
+    }
+    let machine = Box::new(qemu::Qemu::new(qemu_args::Accel::Tcg, topology)?);
+    Ok(Opened { machine, why: format!("auto chose tcg, QEMU's emulator: {why}") })
 }
 
 fn open_kvm(topology: &Topology, setting: &Setting<'_>) -> Result<Opened> {

@@ -40,8 +40,13 @@ impl fmt::Display for Version {
 }
 
 impl Version {
+    /// A version.
+    pub const fn new(major: u32, minor: u32, patch: u32) -> Version {
+        Version { major, minor, patch }
+    }
+
     /// Reads the first line of `qemu-system-x86_64 --version`: "QEMU emulator version 7.2.22 (Debian ...)".
-    fn parse(output: &str) -> Option<Version> {
+    pub fn parse(output: &str) -> Option<Version> {
         let number = output.split("version ").nth(1)?.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
         let mut parts = number.split('.').map(str::parse::<u32>);
         let mut part = || parts.next().unwrap_or(Ok(0)).ok();
@@ -113,14 +118,31 @@ impl Qemu {
         command.args(arguments(self.accel, &self.topology, &files));
         command.status().with_context(|| format!("cannot start {QEMU}"))
     }
+}
 
-    fn start(&self, files: &BootFiles<'_>, dir: &Path) -> Result<RunningQemu> {
-        let mut command = Command::new(QEMU);
-        command.args(arguments(self.accel, &self.topology, files));
-        let log = dir.join("qemu.log");
-        let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        Ok(RunningQemu { group: Group::spawn(&command, output.into())?, log })
-    }
+/// One boot of a QEMU: writes the files that it needs, starts what `command` makes of them, and watches it to its end.
+pub fn boot_qemu(
+    boot: &Boot<'_>,
+    on_event: &mut dyn FnMut(&GuestEvent),
+    command: impl FnOnce(&BootFiles<'_>) -> Command,
+) -> Result<BootLog> {
+    let kernel = boot.kernel.context("QEMU needs a kernel to boot")?;
+    let initrd = boot.dir.join("initrd");
+    initramfs::write(&initrd, boot.guest, boot.job)?;
+    let disk = Disk::for_job(boot.job, boot.dir)?;
+    let files = BootFiles {
+        kernel: &kernel.bzimage,
+        initrd: &initrd,
+        console: Some(&console_path(boot.dir)),
+        events: &events_path(boot.dir),
+        disk: disk.as_ref().map(|disk| disk.path.clone()),
+    };
+    let log = boot.dir.join("qemu.log");
+    let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut running = RunningQemu { group: Group::spawn(&command(&files), output.into())?, log };
+    let log = watch(&mut running, boot, on_event);
+    fs::remove_file(&initrd).with_context(|| format!("cannot remove {}", initrd.display()))?;
+    log
 }
 
 impl Machine for Qemu {
@@ -129,21 +151,11 @@ impl Machine for Qemu {
     }
 
     fn boot(&self, boot: &Boot<'_>, on_event: &mut dyn FnMut(&GuestEvent)) -> Result<BootLog> {
-        let kernel = boot.kernel.context("QEMU needs a kernel to boot")?;
-        let initrd = boot.dir.join("initrd");
-        initramfs::write(&initrd, boot.guest, boot.job)?;
-        let disk = Disk::for_job(boot.job, boot.dir)?;
-        let files = BootFiles {
-            kernel: &kernel.bzimage,
-            initrd: &initrd,
-            console: Some(&console_path(boot.dir)),
-            events: &events_path(boot.dir),
-            disk: disk.as_ref().map(|disk| disk.path.clone()),
-        };
-        let mut running = self.start(&files, boot.dir)?;
-        let log = watch(&mut running, boot, on_event);
-        fs::remove_file(&initrd).with_context(|| format!("cannot remove {}", initrd.display()))?;
-        log
+        boot_qemu(boot, on_event, |files| {
+            let mut command = Command::new(QEMU);
+            command.args(arguments(self.accel, &self.topology, files));
+            command
+        })
     }
 }
 

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 /// TCG with one host thread per vCPU, so that vCPUs really run at the same time and contend.
 const MULTI_THREADED: &str = "tcg,thread=multi";
 
+/// The same under the simulator, which makes those threads take turns. 512 MiB of translated code: more than a storm ever fills, so
+/// that no flush, at which all vCPUs stop, falls into a measured region.
+const SIMULATED: &str = "tcg,thread=multi,tb-size=512";
+
 /// What runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
@@ -14,14 +18,17 @@ pub enum Accel {
     Kvm,
     /// QEMU's translator.
     Tcg,
+    /// QEMU's translator in virtual time.
+    Simulated,
 }
 
 impl Accel {
-    /// "kvm" or "tcg".
+    /// "kvm", "tcg", "simulated".
     pub fn name(self) -> &'static str {
         match self {
             Accel::Kvm => "kvm",
             Accel::Tcg => "tcg",
+            Accel::Simulated => "simulated",
         }
     }
 }
@@ -50,6 +57,10 @@ pub fn arguments(accel: Accel, topology: &Topology, files: &BootFiles<'_>) -> Ve
     args.extend(event_port(files.events));
     args.extend(files.disk.iter().flat_map(|disk| virtio_disk(disk)));
     args.extend(kernel(accel, files));
+    if accel == Accel::Simulated {
+        // The guest's RDRAND and all else that QEMU draws: the same in each boot.
+        args.extend(words(["-seed", "1"]));
+    }
     args
 }
 
@@ -65,6 +76,8 @@ fn machine(accel: Accel, topology: &Topology) -> Vec<String> {
         Accel::Tcg if topology.cpu.threads > 1 => (MULTI_THREADED, "max,vendor=GenuineIntel"),
         // `max` is all that TCG can emulate, RDRAND among it, which ends the wait for entropy.
         Accel::Tcg => (MULTI_THREADED, "max"),
+        Accel::Simulated if topology.cpu.threads > 1 => (SIMULATED, "max,vendor=GenuineIntel"),
+        Accel::Simulated => (SIMULATED, "max"),
     };
     // The i440FX machine: its firmware hands over to the kernel in 2 s under TCG, where q35's takes many times that.
     words(["-accel", accelerator, "-M", "pc", "-cpu", cpu])
@@ -171,10 +184,15 @@ pub fn command_line(accel: Accel) -> String {
         // KERN_INFO lines of a boot, each some ms on an emulated serial line, do not.
         "loglevel=5",
     ];
-    if accel == Accel::Tcg {
+    if accel != Accel::Kvm {
         // Skips the calibration of the delay loop, most of the boot time of many emulated CPUs. Delays are short then, which only
         // real hardware would mind.
         words.push("lpj=1000000");
+    }
+    if accel == Accel::Simulated {
+        // The simulator's time-stamp counter counts virtual nanoseconds on all CPUs alike (simulator/src/clock.rs, TSC_KHZ): no need to
+        // calibrate it or to watch it.
+        words.extend(["tsc=reliable", "tsc_early_khz=1000000"]);
     }
     words.join(" ")
 }
@@ -210,6 +228,13 @@ mod tests {
         );
         assert_has(&args, &["-no-reboot", "panic=-1", "lpj="]);
         assert!(!args.contains("-numa") && !args.contains("-drive"), "{args}");
+    }
+
+    #[test]
+    fn the_simulated_machine_draws_and_counts_alike_in_each_boot() {
+        let args = built(Accel::Simulated, "smoke", None);
+        assert_has(&args, &["-accel tcg,thread=multi,tb-size=512", "tsc=reliable tsc_early_khz=1000000", "-seed 1"]);
+        assert!(!built(Accel::Tcg, "smoke", None).contains("tsc="));
     }
 
     #[test]

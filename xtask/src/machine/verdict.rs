@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn each_end_has_its_exit_code() {
         let exit = |end: End| {
-            let log = BootLog { events: vec![], end, console: "/b/console.log".into(), wall_s: 1.0 };
+            let log = BootLog { events: vec![], end, console: "/b/console.log".into(), wall_s: 1.0, summary: None };
             log.failure().map(|error| exit_code(&error))
         };
         assert_eq!(exit(End::Finished), None);

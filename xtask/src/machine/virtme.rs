@@ -38,9 +38,9 @@ impl Virtme {
     /// QEMU is missing, virtme-ng cannot be installed.
     pub fn new(topology: &Topology, setting: &Setting<'_>) -> Result<Virtme> {
         super::qemu::installed()?;
-        let vng = match find_vng(setting.cache) {
+        let vng = match find_vng(setting.cache.dir()) {
             Some(vng) => vng,
-            None => install(setting.cache)?,
+            None => install(setting.cache.dir())?,
         };
         let kvm = matches!(kvm_probe::probe(setting)?, Probe::Works(_));
         let info = MachineInfo {

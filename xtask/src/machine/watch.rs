@@ -65,6 +65,7 @@ pub fn watch(running: &mut dyn Running, boot: &Boot<'_>, on_event: &mut dyn FnMu
         events: watcher.events,
         console: console_path(boot.dir),
         wall_s: watcher.start.elapsed().as_secs_f64(),
+        summary: None,
     })
 }
 

@@ -154,7 +154,7 @@ mod tests {
         let text = report(&run, &of_run(&run).unwrap());
         for part in [
             "# patched against mainline\n",
-            "| detach, tmpfs, shared, 3 layers | 100 1/s | 200 1/s | 2.000 |",
+            "| detach, tmpfs, shared, 3 layers, 2 CPUs | 100 1/s | 200 1/s | 2.000 |",
             "umount_latency_ns_p99",
             "`cargo xtask bench --kernel patched` at mountlab 0123456789ab",
             "* Host: a host",

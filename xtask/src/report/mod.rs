@@ -33,9 +33,9 @@ fn verdict(verdict: Verdict) -> &'static str {
     }
 }
 
-/// "detach, tmpfs, shared, 10 layers".
+/// "detach, tmpfs, shared, 10 layers, 64 CPUs".
 fn storm(row: &Row) -> String {
-    format!("{}, {}, {}, {} layers", row.profile, row.storage, row.propagation, row.layers)
+    format!("{}, {}, {}, {} layers, {} CPUs", row.profile, row.storage, row.propagation, row.layers, row.cpus)
 }
 
 /// "0.98 .. 1.02".

@@ -34,7 +34,8 @@ pub fn table(run: &Run, comparison: &Comparison) -> String {
 fn where_measured(run: &Run) -> String {
     let info = &run.manifest.machine;
     let boots = run.manifest.boots.iter().map(|boot| boot.boot + 1).max().unwrap_or(0);
-    format!("{}, {} CPUs, {boots} boots each", info.kind, info.cpus)
+    let cpus: Vec<String> = run.manifest.cpus().iter().map(u32::to_string).collect();
+    format!("{}, {} CPUs, {boots} boots each", info.kind, cpus.join(", "))
 }
 
 fn aligned<const N: usize>(lines: &[[String; N]]) -> String {

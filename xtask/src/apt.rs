@@ -1,12 +1,12 @@
-//! A package of another Debian suite, through the host's own mirror, without touching the host's apt: own lists, cache
+//! Packages of another Debian suite, through the host's own mirror, without touching the host's apt: own lists, cache
 //! and sources; only the mirror's address, its keys and a proxy are the host's.
 
-use super::stage::Stage;
 use crate::cache::Cache;
 use crate::event::Events;
 use crate::failure::{Exit, Failure, exit_code};
 use crate::process::Task;
 use crate::setup::os_release;
+use crate::stage::Stage;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,11 +25,11 @@ struct Mirror {
     trust: String,
 }
 
-/// Downloads `package` of `suite` into `dir` and takes the source tarball out of it.
+/// Downloads packages of `suite` into the empty folder `dir`; returns the files.
 ///
 /// # Errors
-/// The host is not Debian, has no Debian mirror configured, or the mirror does not have the package.
-pub fn tarball(package: &str, suite: &str, cache: &Cache, dir: &Path, events: Events<'_>) -> Result<PathBuf> {
+/// The host is not Debian, has no Debian mirror configured, or the mirror does not have a package.
+pub fn packages(names: &[&str], suite: &str, cache: &Cache, dir: &Path, events: Events<'_>) -> Result<Vec<PathBuf>> {
     let host = os_release::read();
     if host.id != "debian" {
         return Err(skip(&format!("this host is {}: its mirrors do not carry Debian's packages", host.name)));
@@ -37,8 +37,8 @@ pub fn tarball(package: &str, suite: &str, cache: &Cache, dir: &Path, events: Ev
     let mirrors = mirrors(&host_sources(Path::new("/etc/apt")), &host.codename);
     let mut failure = skip("no Debian mirror is configured in /etc/apt");
     for mirror in mirrors {
-        match download(package, suite, &mirror, &cache.dir().join("apt"), dir, events) {
-            Ok(deb) => return unpack(&deb, dir),
+        match download(names, suite, &mirror, &cache.dir().join("apt"), dir, events) {
+            Ok(debs) => return Ok(debs),
             Err(error) if matches!(exit_code(&error), Exit::Interrupted | Exit::NoSpace) => return Err(error),
             Err(error) => failure = error,
         }
@@ -51,27 +51,27 @@ fn skip(why: &str) -> anyhow::Error {
 }
 
 fn download(
-    package: &str,
+    names: &[&str],
     suite: &str,
     mirror: &Mirror,
     apt: &Path,
     dir: &Path,
     events: Events<'_>,
-) -> Result<PathBuf> {
+) -> Result<Vec<PathBuf>> {
     let config = configure(apt, mirror, suite)?;
     let sh = Shell::new()?;
     let uri = &mirror.uri;
     let hint = format!("check that {uri} carries {suite}");
-    let mut stage = Stage::start(events, format!("download {package}"));
+    let mut stage = Stage::start(events, format!("download {}", names.join(", ")));
     let update = cmd!(sh, "apt-get --config-file {config} update");
     Task::new(update).limit(UPDATE_LIMIT).on_failure(Exit::Unavailable, hint.clone()).run()?;
-    let print = cmd!(sh, "apt-get --config-file {config} download --print-uris {package}");
+    let print = cmd!(sh, "apt-get --config-file {config} download --print-uris {names...}");
     let total = promised_size(&Task::new(print).limit(UPDATE_LIMIT).on_failure(Exit::Unavailable, hint).run()?);
     sh.change_dir(dir);
-    let get = cmd!(sh, "apt-get --config-file {config} download {package}");
+    let get = cmd!(sh, "apt-get --config-file {config} download {names...}");
     Task::new(get).limit(DOWNLOAD_LIMIT).run_watched(|_| stage.progress("bytes", || (bytes_in(dir), total)))?;
     stage.finish(format!("{} MB from {uri}", bytes_in(dir) / 1_000_000));
-    find(dir, ".deb")
+    files(dir, ".deb")
 }
 
 /// Writes apt's private configuration and returns its path.
@@ -112,10 +112,11 @@ fn configuration(apt: &Path) -> String {
     )
 }
 
-/// The size in a line of `--print-uris`: "'URI' FILE SIZE HASH".
+/// The sizes in the lines of `--print-uris`, summed: "'URI' FILE SIZE HASH".
 fn promised_size(output: &str) -> Option<u64> {
-    let line = output.lines().find(|line| line.starts_with('\''))?;
-    line.split_whitespace().nth(2)?.parse().ok()
+    let lines = output.lines().filter(|line| line.starts_with('\''));
+    let sizes = lines.map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    sizes.sum::<Option<u64>>().filter(|sum| *sum > 0)
 }
 
 fn bytes_in(dir: &Path) -> u64 {
@@ -123,18 +124,27 @@ fn bytes_in(dir: &Path) -> u64 {
     entries.filter_map(|entry| entry.metadata().ok()).filter(|entry| entry.is_file()).map(|entry| entry.len()).sum()
 }
 
-/// Takes the tarball (usr/src/linux-source-*.tar.xz) out of a package.
-fn unpack(deb: &Path, dir: &Path) -> Result<PathBuf> {
-    let (sh, out) = (Shell::new()?, dir.join("package"));
+/// Unpacks a package's files below `out`, and removes the package.
+///
+/// # Errors
+/// It is no package, or the disk is full.
+pub fn unpack(deb: &Path, out: &Path) -> Result<()> {
+    let sh = Shell::new()?;
     Task::new(cmd!(sh, "dpkg-deb --extract {deb} {out}")).limit(Duration::from_secs(300)).run()?;
-    fs::remove_file(deb)?;
-    find(&out.join("usr/src"), ".tar.xz")
+    Ok(fs::remove_file(deb)?)
 }
 
-fn find(dir: &Path, end: &str) -> Result<PathBuf> {
+/// The files of a folder whose name ends so, sorted; at least one.
+///
+/// # Errors
+/// There is none.
+pub fn files(dir: &Path, end: &str) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?.flatten();
-    let mut paths = entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().ends_with(end));
-    paths.next().with_context(|| format!("no *{end} in {}", dir.display()))
+    let paths = entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().ends_with(end));
+    let mut paths: Vec<PathBuf> = paths.collect();
+    paths.sort();
+    anyhow::ensure!(!paths.is_empty(), "no *{end} in {}", dir.display());
+    Ok(paths)
 }
 
 /// The host's sources, as (is it deb822 style, text).
@@ -273,6 +283,7 @@ mod tests {
     fn the_size_is_read_from_the_printed_uri() {
         let output = "'http://m/linux-source_7%7ebpo.deb' linux-source_7~bpo.deb 166780612 SHA256:70\n";
         assert_eq!(promised_size(output), Some(166_780_612));
+        assert_eq!(promised_size(&output.repeat(2)), Some(2 * 166_780_612));
         assert_eq!(promised_size("W: something\n"), None);
     }
 }
