@@ -9,7 +9,7 @@
 //! What leads where:
 //!
 //! * `ring`: who runs next and what time it is (pure). `clock`: ticks and nanoseconds (pure). `bits`: a set (pure).
-//! * `spin`: what a `pause` costs (pure).
+//! * `spin`: what a `pause` costs; `watch`: what a spinning vCPU looks at (pure). `ram`: the guest's memory in the host's.
 //! * `fiber`: how one host thread goes on as another of QEMU's threads.
 //! * `machine`: the ring, the fibers and the waiters put together; all state is here.
 //! * `interpose`: the C library's functions that QEMU calls, as waits and times of the machine.
@@ -25,10 +25,12 @@ mod bits;
 mod clock;
 mod options;
 mod profile;
+mod ram;
 mod region;
 mod report;
 mod ring;
 mod spin;
+mod watch;
 
 #[cfg(not(test))]
 mod fiber;

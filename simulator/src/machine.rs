@@ -6,9 +6,11 @@
 
 use crate::clock::{Rate, START, TSC_KHZ};
 use crate::fiber::{self, Context};
+use crate::ram;
 use crate::raw;
 use crate::report::Losses;
 use crate::ring::{Id, Next, Ring, Ticks};
+use crate::watch::Watch;
 use std::cell::UnsafeCell;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -75,6 +77,12 @@ pub struct Machine {
     next_look: u64,
     /// The last reading of the time-stamp counter.
     tsc: u64,
+    /// Parked vCPUs, and what each vCPU's loop looks at.
+    parked: Vec<Id>,
+    /// What each vCPU looks at while it spins, by index.
+    pub watches: Vec<Watch>,
+    /// On what each vCPU waits when it is halted, by index: whoever kicks it signals that.
+    halts: Vec<Key>,
 }
 
 struct Shared(UnsafeCell<Machine>);
@@ -96,6 +104,9 @@ static MACHINE: Shared = Shared(UnsafeCell::new(Machine {
     paid: Vec::new(),
     next_look: 0,
     tsc: 0,
+    parked: Vec::new(),
+    watches: Vec::new(),
+    halts: Vec::new(),
 }));
 
 /// The machine. The reference must not be kept over a call that may change fibers.
@@ -143,6 +154,8 @@ impl Machine {
         if self.counts.len() <= index {
             self.counts.resize(index + 1, ptr::null_mut());
             self.paid.resize(index + 1, 0);
+            self.watches.resize(index + 1, Watch::default());
+            self.halts.resize(index + 1, 0);
         }
         self.counts[index] = count;
     }
@@ -199,6 +212,39 @@ impl Machine {
         woken
     }
 
+    /// The running vCPU is halted, and waits for this condition.
+    pub fn halts_on(&mut self, condition: Key) {
+        if let Some(index) = self.ring.vcpu(self.current) {
+            self.halts[index] = condition;
+        }
+    }
+
+    /// Somebody signals a condition: a vCPU that halts on it and is parked has something to do (an interrupt, work of another vCPU's).
+    pub fn kick(&mut self, condition: Key) {
+        if self.parked.is_empty() {
+            return;
+        }
+        let (ring, halts) = (&self.ring, &self.halts);
+        let is_kicked = |id: &Id| ring.vcpu(*id).is_some_and(|index| halts[index] == condition);
+        if let Some(at) = self.parked.iter().position(is_kicked) {
+            self.settle();
+            let id = self.parked.remove(at);
+            self.ring.wake(id, self.current);
+        }
+    }
+
+    /// A window begins: parked vCPUs whose words have changed go on.
+    fn look_after_parked(&mut self) {
+        let (ring, watches) = (&mut self.ring, &self.watches);
+        self.parked.retain(|&id| {
+            let changed = ring.vcpu(id).is_none_or(|index| watches[index].changed(ram::read));
+            if changed {
+                ring.wake(id, id);
+            }
+            !changed
+        });
+    }
+
     fn choose(&mut self) -> Id {
         loop {
             if self.ring.counts().rounds >= self.next_look {
@@ -210,6 +256,7 @@ impl Machine {
             }
             match self.ring.next() {
                 Next::Run(id) => return id,
+                Next::Window => self.look_after_parked(),
                 Next::Stuck => self.wait_for_the_world(),
             }
         }
@@ -245,6 +292,17 @@ pub fn wait(key: Key, until: Option<Ticks>) -> bool {
             false
         }
     }
+}
+
+/// The running vCPU looks at words that do not change: goes on when one does, when it is kicked, or at a virtual time.
+pub fn park(until: Ticks) {
+    let machine = machine();
+    let me = machine.current;
+    machine.settle();
+    machine.parked.push(me);
+    machine.ring.park(me, until);
+    reschedule();
+    self::machine().parked.retain(|id| *id != me);
 }
 
 /// The running vCPU has used up its window.

@@ -28,8 +28,8 @@ impl Default for Options {
         Options {
             quantum: 100,
             mips: 1000,
-            pause: 40,
-            spin: 1000,
+            pause: 45,
+            spin: 10_000,
             seed: 0,
             summary: None,
             profile: None,

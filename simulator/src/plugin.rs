@@ -5,13 +5,16 @@ use crate::interpose::tsc;
 use crate::machine::{self, LIMIT, machine};
 use crate::options::Options;
 use crate::profile::Profile;
+use crate::ram::Ram;
 use crate::raw;
-use crate::region::{Mark, Region, Snapshot, mark};
+use crate::region::{Mark, Region, Snapshot, Waits, mark};
 use crate::report::Summary;
-use crate::spin::Spin;
+use crate::spin::{self, Spin};
+use crate::watch::Look;
 use libc::{c_char, c_int, c_uint, c_void};
 use qemu_plugin_sys as qemu;
 use std::cell::UnsafeCell;
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::ptr;
 
@@ -38,6 +41,8 @@ struct Plugin {
     regions: Vec<Region>,
     profile: Profile,
     spins: Vec<Spin>,
+    waits: BTreeMap<u64, Waits>,
+    ram: Ram,
     start: Snapshot,
 }
 
@@ -105,6 +110,8 @@ fn install(id: qemu::qemu_plugin_id_t, options: Options) -> c_int {
             regions: Vec::new(),
             profile: Profile::default(),
             spins: Vec::new(),
+            waits: BTreeMap::new(),
+            ram: Ram::default(),
             start: Snapshot { host_ns: raw::host_ns(), ..Snapshot::default() },
         });
         qemu::qemu_plugin_register_vcpu_init_cb(id, Some(on_vcpu));
@@ -175,8 +182,13 @@ unsafe extern "C" fn on_translation(_id: qemu::qemu_plugin_id_t, block: *mut qem
     // SAFETY: the block and its instructions live until this callback returns.
     unsafe {
         let count = qemu::qemu_plugin_tb_n_insns(block);
+        let spins = is_near_pause(qemu::qemu_plugin_tb_get_insn(block, 0));
         for at in 0..count {
-            count_instruction(qemu::qemu_plugin_tb_get_insn(block, at));
+            let instruction = qemu::qemu_plugin_tb_get_insn(block, at);
+            count_instruction(instruction);
+            if spins {
+                watch_instruction(instruction);
+            }
         }
         let add = qemu::qemu_plugin_op::QEMU_PLUGIN_INLINE_ADD_U64;
         qemu::qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, add, ticks(), count as u64);
@@ -192,6 +204,78 @@ unsafe extern "C" fn on_translation(_id: qemu::qemu_plugin_id_t, block: *mut qem
     }
 }
 
+/// How far around a block is searched for a `pause`: loops that wait are short.
+const NEAR: usize = 128;
+
+/// x86-64's pages.
+const PAGE: usize = 4096;
+
+/// Whether a block may be part of a loop that waits: a `pause` is near its first instruction, in the same page.
+unsafe fn is_near_pause(first: *const qemu::qemu_plugin_insn) -> bool {
+    // SAFETY: the instruction lives until the translation callback returns; QEMU has just read it from this address of the host, and
+    // guest pages are whole in the host.
+    unsafe {
+        let at = qemu::qemu_plugin_insn_haddr(first) as usize;
+        if at == 0 {
+            return false;
+        }
+        let page = at & !(PAGE - 1);
+        let (begin, end) = (at.saturating_sub(NEAR).max(page), (at + NEAR).min(page + PAGE));
+        let bytes = std::slice::from_raw_parts(begin as *const u8, end - begin);
+        bytes.windows(2).any(|pair| pair == [0xf3, 0x90])
+    }
+}
+
+/// Has each load of an instruction told to [`on_load`], and each store to [`on_store`].
+unsafe fn watch_instruction(instruction: *mut qemu::qemu_plugin_insn) {
+    let flags = qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS;
+    // SAFETY: the instruction lives until the translation callback returns.
+    unsafe {
+        let (reads, writes) =
+            (qemu::qemu_plugin_mem_rw::QEMU_PLUGIN_MEM_R, qemu::qemu_plugin_mem_rw::QEMU_PLUGIN_MEM_W);
+        qemu::qemu_plugin_register_vcpu_mem_cb(instruction, Some(on_load), flags, reads, ptr::null_mut());
+        qemu::qemu_plugin_register_vcpu_mem_cb(instruction, Some(on_store), flags, writes, ptr::null_mut());
+    }
+}
+
+unsafe extern "C" fn on_store(vcpu: c_uint, _info: qemu::qemu_plugin_meminfo_t, _address: u64, _data: *mut c_void) {
+    machine().watches[vcpu as usize].disturb();
+}
+
+unsafe extern "C" fn on_load(vcpu: c_uint, info: qemu::qemu_plugin_meminfo_t, address: u64, _data: *mut c_void) {
+    let watch = &mut machine().watches[vcpu as usize];
+    match unsafe { look(info, address) } {
+        Some(look) => watch.load(look),
+        None => watch.disturb(),
+    }
+}
+
+/// A load as something to look at again.
+unsafe fn look(info: qemu::qemu_plugin_meminfo_t, address: u64) -> Option<Look> {
+    let ram = &mut plugin().ram;
+    if *ram == Ram::default() {
+        *ram = Ram::find();
+    }
+    // SAFETY: called for an access of the running vCPU, as these functions ask for.
+    unsafe {
+        let handle = qemu::qemu_plugin_get_hwaddr(info, address);
+        if handle.is_null() || qemu::qemu_plugin_hwaddr_is_io(handle) {
+            return None;
+        }
+        let size = 1u8 << qemu::qemu_plugin_mem_size_shift(info);
+        let data = qemu::qemu_plugin_mem_get_value(info).data;
+        let found = match size {
+            1 => u64::from(data.u8_),
+            2 => u64::from(data.u16_),
+            4 => u64::from(data.u32_),
+            8 => data.u64_,
+            _ => return None,
+        };
+        let at = ram.look(qemu::qemu_plugin_hwaddr_phys_addr(handle), size, found)?;
+        Some(Look { at, size, found })
+    }
+}
+
 /// Instruments one instruction.
 unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) {
     let mut bytes = [0u8; 16];
@@ -201,8 +285,9 @@ unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) {
     let flags = qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS;
     // SAFETY: the instruction lives until the translation callback returns.
     unsafe {
+        let address = qemu::qemu_plugin_insn_vaddr(instruction) as *mut c_void;
         let call = |callback: unsafe extern "C" fn(c_uint, *mut c_void)| {
-            qemu::qemu_plugin_register_vcpu_insn_exec_cb(instruction, Some(callback), flags, ptr::null_mut());
+            qemu::qemu_plugin_register_vcpu_insn_exec_cb(instruction, Some(callback), flags, address);
         };
         match kind(&bytes[..length]) {
             Kind::Plain => {}
@@ -220,13 +305,26 @@ unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) {
 /// Outside a region a spinning vCPU may look so much more rarely: nothing is measured there, and a boot spins a lot.
 const OUTSIDE: u64 = 20;
 
-unsafe extern "C" fn on_pause(vcpu: c_uint, _data: *mut c_void) {
+unsafe extern "C" fn on_pause(vcpu: c_uint, address: *mut c_void) {
     let (plugin, machine) = (plugin(), machine());
     machine.settle();
     let clock = machine.ring.clock(machine.current());
     let most = plugin.options.spin * if plugin.begin.is_some() { 1 } else { OUTSIDE };
-    let cost = plugin.spins[vcpu as usize].cost(clock, plugin.options.pause, most);
-    machine.charge(cost);
+    let parks = machine.watches[vcpu as usize].pause();
+    let share = if parks { spin::PARKED_SHARE } else { spin::SHARE };
+    let mut cost = plugin.spins[vcpu as usize].cost(clock, plugin.options.pause, share, most);
+    if parks {
+        machine::park(clock + cost);
+        let machine = self::machine();
+        cost = machine.ring.clock(machine.current()) - clock;
+        plugin.spins[vcpu as usize].ended(clock + cost);
+    } else {
+        machine.charge(cost);
+    }
+    let waits = plugin.waits.entry(address as u64).or_default();
+    waits.pauses += 1;
+    waits.parks += u64::from(parks);
+    waits.ticks += cost;
     // SAFETY: the line of a vCPU that runs.
     unsafe {
         let line: *mut Line = qemu::qemu_plugin_scoreboard_find(plugin.board, vcpu).cast();
@@ -251,6 +349,7 @@ fn snapshot() -> Snapshot {
         pauses: vcpus.clone().map(|vcpu| get(std::mem::offset_of!(Line, pauses), vcpu)).collect(),
         paused: vcpus.map(|vcpu| get(std::mem::offset_of!(Line, paused), vcpu)).collect(),
         host_ns: raw::host_ns(),
+        waits: plugin().waits.clone(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::ring::{Counts, Ticks};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// The guest's mark: `nopl 0x53544fID(%rax,%rax,1)`, an eight-byte no-operation that no compiler makes. Its fifth byte says which.
 const MARK: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0x00, 0x4f, 0x54, 0x53];
@@ -50,6 +51,19 @@ pub struct Snapshot {
     pub paused: Vec<Ticks>,
     /// The host's monotonic time.
     pub host_ns: u64,
+    /// Waits by the address of their `pause`.
+    pub waits: BTreeMap<u64, Waits>,
+}
+
+/// What a `pause` at one address came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Waits {
+    /// Times executed, or a turn of the loop skipped to its end.
+    pub pauses: u64,
+    /// Those of them in which the vCPU was not run until what it looked at changed.
+    pub parks: u64,
+    /// Time that they took.
+    pub ticks: Ticks,
 }
 
 /// What happened between two marks.
@@ -83,6 +97,8 @@ pub struct Region {
     pub pauses: Vec<u64>,
     /// Time spent in them, in ticks.
     pub paused: Vec<Ticks>,
+    /// The same by the address of the `pause`, in hexadecimal.
+    pub waits: BTreeMap<String, Waits>,
 }
 
 impl Region {
@@ -106,8 +122,20 @@ impl Region {
             instructions,
             pauses: differences(&begin.pauses, &end.pauses),
             paused,
+            waits: waits(&begin.waits, &end.waits),
         }
     }
+}
+
+/// By address, without those that did not happen meanwhile.
+fn waits(begin: &BTreeMap<u64, Waits>, end: &BTreeMap<u64, Waits>) -> BTreeMap<String, Waits> {
+    let meanwhile = end.iter().map(|(address, end)| {
+        let begin = begin.get(address).copied().unwrap_or_default();
+        let waits =
+            Waits { pauses: end.pauses - begin.pauses, parks: end.parks - begin.parks, ticks: end.ticks - begin.ticks };
+        (format!("{address:x}"), waits)
+    });
+    meanwhile.filter(|(_, waits)| waits.pauses > 0).collect()
 }
 
 /// By vCPU; one that was not there at the begin began at 0.

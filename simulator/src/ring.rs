@@ -38,6 +38,8 @@ struct Member {
     spent: Ticks,
     /// Halted: its clock stands while it waits, and is set on by whoever wakes it.
     idle: bool,
+    /// Blocked in a loop that waits for a change of memory: as [`Ring::park`] left it.
+    parked: bool,
 }
 
 /// What [`Ring::next`] says.
@@ -45,6 +47,8 @@ struct Member {
 pub enum Next {
     /// This member runs.
     Run(Id),
+    /// A window has begun: parked vCPUs are to be looked after; then ask again.
+    Window,
     /// All are blocked and no deadline is set: only the world outside can go on.
     Stuck,
 }
@@ -109,7 +113,14 @@ impl Ring {
     /// A new service, ready to run.
     pub fn join(&mut self) -> Id {
         let id = self.members.len();
-        self.members.push(Member { state: State::Ready, vcpu: None, local: self.now, spent: 0, idle: false });
+        self.members.push(Member {
+            state: State::Ready,
+            vcpu: None,
+            local: self.now,
+            spent: 0,
+            idle: false,
+            parked: false,
+        });
         if id > 0 {
             self.services.push_back(id);
         }
@@ -198,6 +209,13 @@ impl Ring {
         }
     }
 
+    /// The running vCPU goes on looking at memory that does not change: it need not run until that changes, or until a deadline. Its clock
+    /// goes on, and what it passes counts as spent.
+    pub fn park(&mut self, id: Id, until: Ticks) {
+        self.members[id].parked = true;
+        self.block(id, Some(until));
+    }
+
     /// The running member is gone for good.
     pub fn end(&mut self, id: Id) {
         self.block(id, None);
@@ -214,7 +232,11 @@ impl Ring {
         let now = self.now;
         let member = &mut self.members[id];
         member.state = State::Ready;
-        member.local = member.local.max(if member.idle { time } else { now });
+        let local = member.local.max(if member.idle || member.parked { time } else { now });
+        if std::mem::take(&mut member.parked) {
+            member.spent += local - member.local;
+        }
+        member.local = local;
         self.enqueue(id);
     }
 
@@ -232,19 +254,15 @@ impl Ring {
 
     /// Who runs next. The member that ran before must have yielded, blocked or ended.
     pub fn next(&mut self) -> Next {
-        loop {
-            if let Some(service) = self.services.pop_front() {
-                return Next::Run(service);
-            }
-            if let Some(index) = self.todo.next_after(self.last) {
-                self.todo.remove(index);
-                self.last = index;
-                return Next::Run(self.vcpus[index]);
-            }
-            if !self.move_on() {
-                return Next::Stuck;
-            }
+        if let Some(service) = self.services.pop_front() {
+            return Next::Run(service);
         }
+        if let Some(index) = self.todo.next_after(self.last) {
+            self.todo.remove(index);
+            self.last = index;
+            return Next::Run(self.vcpus[index]);
+        }
+        if self.move_on() { Next::Window } else { Next::Stuck }
     }
 
     /// Opens the next window: a quantum further, or at the next deadline when no vCPU is ready.
@@ -310,18 +328,28 @@ mod tests {
         for index in 0..vcpus {
             let id = ring.join();
             ring.yield_now(main);
-            assert_eq!(ring.next(), Next::Run(id));
+            assert_eq!(next(&mut ring), Next::Run(id));
             ring.become_vcpu(id, index);
             ring.yield_now(id);
-            assert_eq!(ring.next(), Next::Run(main));
+            assert_eq!(next(&mut ring), Next::Run(main));
         }
         ring.block(main, None);
         ring
     }
 
+    /// What is next but the beginning of a window.
+    fn next(ring: &mut Ring) -> Next {
+        loop {
+            match ring.next() {
+                Next::Window => {}
+                next => return next,
+            }
+        }
+    }
+
     /// Lets whoever is next run `ticks` and yield; returns who.
     fn run(ring: &mut Ring, ticks: Ticks) -> Id {
-        let Next::Run(id) = ring.next() else { panic!("stuck") };
+        let Next::Run(id) = next(ring) else { panic!("stuck") };
         ring.spend(id, ticks);
         ring.yield_now(id);
         id
@@ -354,22 +382,22 @@ mod tests {
     fn what_a_block_ran_over_is_paid_back() {
         let mut ring = ring(1);
         run(&mut ring, QUANTUM + 30);
-        let Next::Run(id) = ring.next() else { panic!("stuck") };
+        let Next::Run(id) = next(&mut ring) else { panic!("stuck") };
         assert_eq!(ring.budget(id), QUANTUM - 30);
         ring.spend(id, 3 * QUANTUM);
         ring.yield_now(id);
-        ring.next();
+        next(&mut ring);
         assert_eq!((ring.now(), ring.clock(id)), (1000 + 4 * QUANTUM, 1000 + 4 * QUANTUM + 30));
     }
 
     #[test]
     fn a_halted_vcpu_wakes_at_its_wakers_time() {
         let mut ring = ring(2);
-        let Next::Run(sleeper) = ring.next() else { panic!("stuck") };
+        let Next::Run(sleeper) = next(&mut ring) else { panic!("stuck") };
         ring.spend(sleeper, 10);
         ring.set_idle(sleeper, true);
         ring.block(sleeper, None);
-        let Next::Run(waker) = ring.next() else { panic!("stuck") };
+        let Next::Run(waker) = next(&mut ring) else { panic!("stuck") };
         ring.spend(waker, 70);
         ring.wake(sleeper, waker);
         ring.yield_now(waker);
@@ -382,27 +410,52 @@ mod tests {
     #[test]
     fn a_vcpu_that_waited_for_another_thread_does_not_catch_up() {
         let mut ring = ring(2);
-        let Next::Run(waiter) = ring.next() else { panic!("stuck") };
+        let Next::Run(waiter) = next(&mut ring) else { panic!("stuck") };
         ring.block(waiter, None);
         for _ in 0..5 {
             run(&mut ring, QUANTUM);
         }
-        let Next::Run(other) = ring.next() else { panic!("stuck") };
+        let Next::Run(other) = next(&mut ring) else { panic!("stuck") };
         ring.wake(waiter, other);
         assert_eq!(ring.clock(waiter), ring.now());
         assert_eq!(ring.budget(waiter), QUANTUM);
     }
 
     #[test]
+    fn a_parked_vcpu_pays_for_the_time_it_waited() {
+        let mut ring = ring(2);
+        let Next::Run(spinner) = next(&mut ring) else { panic!("stuck") };
+        ring.spend(spinner, 30);
+        ring.park(spinner, 1000 + 10 * QUANTUM);
+        let Next::Run(writer) = next(&mut ring) else { panic!("stuck") };
+        ring.spend(writer, QUANTUM);
+        ring.yield_now(writer);
+        assert_eq!(ring.next(), Next::Window);
+        ring.wake(spinner, spinner);
+        assert_eq!((ring.clock(spinner), ring.now()), (1000 + QUANTUM, 1000 + QUANTUM));
+        let index = ring.vcpu(spinner).unwrap();
+        assert_eq!(ring.spent(index), QUANTUM, "30 run, 70 waited");
+    }
+
+    #[test]
+    fn a_parked_vcpu_alone_waits_until_its_deadline() {
+        let mut ring = ring(1);
+        let Next::Run(spinner) = next(&mut ring) else { panic!("stuck") };
+        ring.park(spinner, 5000);
+        assert_eq!(next(&mut ring), Next::Run(spinner));
+        assert_eq!((ring.now(), ring.clock(spinner)), (5000, 5000));
+    }
+
+    #[test]
     fn idle_time_is_jumped_over_to_the_next_deadline() {
         let mut ring = ring(1);
-        let Next::Run(vcpu) = ring.next() else { panic!("stuck") };
+        let Next::Run(vcpu) = next(&mut ring) else { panic!("stuck") };
         ring.wake(0, vcpu);
         ring.set_idle(vcpu, true);
         ring.block(vcpu, None);
-        assert_eq!(ring.next(), Next::Run(0));
+        assert_eq!(next(&mut ring), Next::Run(0));
         ring.block(0, Some(1_000_000));
-        assert_eq!(ring.next(), Next::Run(0));
+        assert_eq!(next(&mut ring), Next::Run(0));
         assert_eq!((ring.now(), ring.counts().warps), (1_000_000, 1));
         ring.wake(vcpu, 0);
         assert_eq!(ring.clock(vcpu), 1_000_000);
@@ -411,10 +464,10 @@ mod tests {
     #[test]
     fn a_deadline_passes_in_the_window_that_reaches_it() {
         let mut ring = ring(1);
-        let Next::Run(vcpu) = ring.next() else { panic!("stuck") };
+        let Next::Run(vcpu) = next(&mut ring) else { panic!("stuck") };
         ring.wake(0, vcpu);
         ring.yield_now(vcpu);
-        assert_eq!(ring.next(), Next::Run(0));
+        assert_eq!(next(&mut ring), Next::Run(0));
         ring.block(0, Some(1000 + 2 * QUANTUM + 1));
         let mut windows = 0;
         while run(&mut ring, QUANTUM) != 0 {
@@ -426,22 +479,22 @@ mod tests {
     #[test]
     fn a_service_that_is_woken_runs_before_any_vcpu() {
         let mut ring = ring(3);
-        let Next::Run(vcpu) = ring.next() else { panic!("stuck") };
+        let Next::Run(vcpu) = next(&mut ring) else { panic!("stuck") };
         ring.wake(0, vcpu);
         ring.spend(vcpu, QUANTUM);
         ring.yield_now(vcpu);
-        assert_eq!(ring.next(), Next::Run(0));
+        assert_eq!(next(&mut ring), Next::Run(0));
         assert_eq!(ring.now(), 1000);
     }
 
     #[test]
     fn with_nothing_to_wait_for_the_ring_is_stuck() {
         let mut ring = ring(1);
-        let Next::Run(vcpu) = ring.next() else { panic!("stuck") };
+        let Next::Run(vcpu) = next(&mut ring) else { panic!("stuck") };
         ring.end(vcpu);
-        assert_eq!(ring.next(), Next::Stuck);
+        assert_eq!(next(&mut ring), Next::Stuck);
         ring.wake(vcpu, 0);
-        assert_eq!(ring.next(), Next::Stuck, "who ended stays so");
+        assert_eq!(next(&mut ring), Next::Stuck, "who ended stays so");
     }
 
     #[test]

@@ -50,8 +50,10 @@ unsafe extern "C" fn pthread_mutex_unlock(mutex: *mut pthread_mutex_t) -> c_int 
 fn wait_on(cond: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, until: Option<u64>) -> c_int {
     let machine = machine();
     let me = machine.current();
-    if machine.ring.vcpu(me).is_some() && !machine.ring.is_idle(me) {
-        machine.exclusive_waits += 1;
+    match (machine.ring.vcpu(me), machine.ring.is_idle(me)) {
+        (Some(_), true) => machine.halts_on(cond as usize),
+        (Some(_), false) => machine.exclusive_waits += 1,
+        (None, _) => {}
     }
     // SAFETY: the caller of pthread_cond_wait holds the mutex, and gets it back.
     let woken = unsafe {
@@ -98,6 +100,7 @@ unsafe extern "C" fn pthread_cond_clockwait(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_cond_signal(cond: *mut pthread_cond_t) -> c_int {
     machine().wake(cond as usize, 1);
+    machine().kick(cond as usize);
     0
 }
 
@@ -105,6 +108,7 @@ unsafe extern "C" fn pthread_cond_signal(cond: *mut pthread_cond_t) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_cond_broadcast(cond: *mut pthread_cond_t) -> c_int {
     machine().wake(cond as usize, usize::MAX);
+    machine().kick(cond as usize);
     0
 }
 

@@ -52,7 +52,7 @@ mod tests {
     fn the_file_loads_and_becomes_arguments() {
         let model = Model::load().unwrap();
         assert_eq!((model.mips, model.pause_insns), (1000, 45));
-        assert_eq!(model.arguments(), format!("mips=1000,quantum={},pause=45,spin=1000", model.quantum_insns));
+        assert_eq!(model.arguments(), format!("mips=1000,quantum={},pause=45,spin=10000", model.quantum_insns));
     }
 
     #[test]

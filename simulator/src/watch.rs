@@ -1,0 +1,102 @@
+//! What a spinning vCPU looks at: as long as none of it changes, looking again is a waste of the host's time (pure).
+//!
+//! Between two `pause` instructions of a loop that waits, a vCPU loads the same words and finds the same values, and stores nothing. When
+//! that has happened twice in a row, it will go on happening until one of those words changes: until then the vCPU need not run at all. What
+//! cannot be seen is a count kept in a register; so a wait is never skipped for longer than `spin` allows, and looked at again.
+
+/// Most loads of a loop that are remembered. The kernel's longest (rwsem_spin_on_owner) makes five.
+const MOST: usize = 12;
+
+/// A load: where its word lies in the host, how many bytes, what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Address in the host's memory.
+    pub at: usize,
+    /// Bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// What the vCPU found, little end first, the rest 0.
+    pub found: u64,
+}
+
+/// The looks of one vCPU's loop.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    now: Vec<Look>,
+    before: Vec<Look>,
+    /// Something happened that can not be watched.
+    blind: bool,
+}
+
+impl Watch {
+    /// The vCPU has loaded a word.
+    pub fn load(&mut self, look: Look) {
+        if self.now.len() < MOST {
+            self.now.push(look);
+        } else {
+            self.blind = true;
+        }
+    }
+
+    /// The vCPU has done something that is more than looking, or looked where we cannot.
+    pub fn disturb(&mut self) {
+        self.blind = true;
+    }
+
+    /// The vCPU pauses. Whether it did nothing since its last pause but look at the same words and find the same.
+    pub fn pause(&mut self) -> bool {
+        let same = !self.blind && !self.now.is_empty() && self.now == self.before;
+        std::mem::swap(&mut self.now, &mut self.before);
+        self.now.clear();
+        self.blind = false;
+        same
+    }
+
+    /// Whether a word is no longer what it was when the vCPU last looked; `read` reads the host's memory.
+    pub fn changed(&self, read: impl Fn(usize, u8) -> u64) -> bool {
+        self.before.iter().any(|look| read(look.at, look.size) != look.found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORD: Look = Look { at: 0x1000, size: 4, found: 1 };
+
+    fn turn(watch: &mut Watch, looks: &[Look]) -> bool {
+        looks.iter().for_each(|look| watch.load(*look));
+        watch.pause()
+    }
+
+    #[test]
+    fn the_second_equal_turn_is_a_wait() {
+        let mut watch = Watch::default();
+        assert!(!turn(&mut watch, &[WORD]));
+        assert!(turn(&mut watch, &[WORD]));
+        assert!(!turn(&mut watch, &[Look { found: 2, ..WORD }]), "something else was found");
+        assert!(!turn(&mut watch, &[WORD, WORD]), "another path was taken");
+    }
+
+    #[test]
+    fn a_turn_that_does_something_is_none() {
+        let mut watch = Watch::default();
+        turn(&mut watch, &[WORD]);
+        watch.disturb();
+        assert!(!turn(&mut watch, &[WORD]));
+        assert!(turn(&mut watch, &[WORD]));
+        assert!(!Watch::default().pause(), "nothing was looked at: there is nothing to wait for");
+        let many = [WORD; MOST + 1];
+        turn(&mut watch, &many);
+        assert!(!turn(&mut watch, &many), "too much to remember");
+    }
+
+    #[test]
+    fn a_change_of_any_word_ends_the_wait() {
+        let mut watch = Watch::default();
+        let looks = [WORD, Look { at: 0x2000, size: 8, found: 9 }];
+        turn(&mut watch, &looks);
+        turn(&mut watch, &looks);
+        assert!(!watch.changed(|at, _| if at == 0x1000 { 1 } else { 9 }));
+        assert!(watch.changed(|at, _| if at == 0x1000 { 1 } else { 8 }));
+    }
+}
