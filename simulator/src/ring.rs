@@ -81,7 +81,7 @@ pub struct Ring {
     /// Ready services, first come first served.
     services: VecDeque<Id>,
     deadlines: BTreeSet<(Ticks, Id)>,
-    /// State of the generator that says where each window begins in the ring; 0: one further each time.
+    /// Decides where each window begins in the ring; 0: one further each time.
     seed: u64,
     counts: Counts,
 }
@@ -301,18 +301,23 @@ impl Ring {
         self.last = self.first_of_window();
     }
 
-    /// No vCPU may always be first: who is decides ties for every lock that is not a queue.
-    fn first_of_window(&mut self) -> usize {
-        let count = self.vcpus.len().max(1);
-        if self.seed == 0 {
-            return (self.counts.rounds % count as u64) as usize;
-        }
-        // xorshift64 (Marsaglia 2003): the order need not be random, only different for each seed and the same for one.
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        (self.seed % count as u64) as usize
+    /// No vCPU may always be first: who is decides ties for every lock that is not a queue. Decided by the time alone, and not by how many
+    /// windows there were: a service that wakes for nothing opens one, and shall change nothing.
+    fn first_of_window(&self) -> usize {
+        let count = self.vcpus.len().max(1) as u64;
+        let window = self.now / self.quantum;
+        let number = if self.seed == 0 { window } else { mixed(window ^ mixed(self.seed)) };
+        (number % count) as usize
     }
+}
+
+/// splitmix64's finalizer (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): any change of the number changes
+/// every bit of the result half of the time.
+fn mixed(number: u64) -> u64 {
+    let z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod events;
 pub mod idmap;
 pub mod kmsg;
 pub mod layout;
+pub mod load;
 pub mod loop_disk;
 pub mod metrics;
 pub mod mount_tree;

@@ -49,7 +49,7 @@ pub fn run_phase<'a>(
     tick: &mut dyn FnMut(),
 ) -> Result<Phase<'a>> {
     let queue = Queue { next: AtomicU32::new(0), units, stopped: AtomicBool::new(false) };
-    let line = Line { barrier: Barrier::new(beats.len()), running: AtomicUsize::new(beats.len()), marks };
+    let line = Line::new(beats.len(), marks);
     let shifts = std::thread::scope(|scope| {
         let (sender, receiver) = channel();
         for beat in beats {
@@ -73,20 +73,27 @@ pub enum Marks {
 }
 
 /// Where all threads start together, and by which the last one knows that it is.
-struct Line {
+pub struct Line {
     barrier: Barrier,
     running: AtomicUsize,
     marks: Marks,
 }
 
 impl Line {
-    fn start(&self) {
+    /// For so many threads.
+    pub fn new(threads: usize, marks: Marks) -> Line {
+        Line { barrier: Barrier::new(threads), running: AtomicUsize::new(threads), marks }
+    }
+
+    /// Waits until all are here.
+    pub fn start(&self) {
         if self.barrier.wait().is_leader() && self.marks == Marks::Region {
             sys::region_begin();
         }
     }
 
-    fn done(&self) {
+    /// This thread is done.
+    pub fn done(&self) {
         if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.marks == Marks::Region {
             sys::region_end();
         }

@@ -38,6 +38,8 @@ pub enum Work {
     Storm(StormJob),
     /// Run the test suite.
     Suite(SuiteJob),
+    /// Run loads with known answers.
+    Load(LoadJob),
     /// Give the console to a person.
     Shell,
 }
@@ -122,6 +124,49 @@ pub struct SuiteJob {
     pub trial_limit_s: u32,
 }
 
+/// A list of loads, run one after the other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadJob {
+    /// The loads, in the order they run.
+    pub loads: Vec<Load>,
+}
+
+/// Work with a known answer, by which a simulated machine is held to account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "load", rename_all = "snake_case")]
+pub enum Load {
+    /// Independent threads: as many of them take as long as one.
+    Spinners {
+        /// Threads, one on each CPU from 0.
+        threads: u32,
+        /// Instructions of each.
+        insns: u64,
+    },
+    /// A critical section under one spinlock: however many threads want it, it is passed once in the time it takes.
+    Spinlock {
+        /// Threads, one on each CPU from 0.
+        threads: u32,
+        /// Instructions of the section.
+        section_insns: u64,
+        /// Sections in all.
+        sections: u32,
+    },
+    /// Two threads that sleep and wake each other in turn.
+    Handover {
+        /// Wake-ups of each.
+        rounds: u32,
+    },
+}
+
+/// How long a load took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadResult {
+    /// Which.
+    pub load: Load,
+    /// Wall time in the guest, ns.
+    pub elapsed_ns: u64,
+}
+
 /// One line from a guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -155,6 +200,8 @@ pub enum GuestEvent {
     Sample(Sample),
     /// One trial of the suite.
     Trial(TrialResult),
+    /// One load.
+    Load(LoadResult),
     /// Last line of a guest whose job came to its end, whatever was found.
     Done,
     /// Last line of a guest that could not do its job.

@@ -4,6 +4,7 @@
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ffi::CStr;
 use std::io;
+use std::sync::atomic::AtomicU32;
 
 /// `struct mount_attr` (include/uapi/linux/mount.h), 32 bytes: MOUNT_ATTR_SIZE_VER0.
 #[repr(C)]
@@ -280,6 +281,32 @@ impl Drop for UserNsChild {
             libc::waitpid(self.pid, &mut status, 0);
         }
     }
+}
+
+/// Executes so many instructions, give or take ten, of a loop that touches no memory.
+pub fn spin_insns(insns: u64) {
+    let turns = (insns / 2).max(1);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: counts a register down to zero.
+    unsafe {
+        std::arch::asm!("2: sub {turns}, 1", "jnz 2b", turns = inout(reg) turns => _, options(nomem, nostack));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    (0..turns).for_each(|turn| drop(std::hint::black_box(turn)));
+}
+
+/// futex(2) FUTEX_WAIT: sleeps while the word is `value`. May return early; the caller looks again.
+pub fn futex_wait(word: &AtomicU32, value: u32) {
+    let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the kernel reads one live word.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, value, std::ptr::null::<libc::timespec>()) };
+}
+
+/// futex(2) FUTEX_WAKE of one waiter.
+pub fn futex_wake(word: &AtomicU32) {
+    let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the kernel uses the word's address alone.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, 1) };
 }
 
 /// Tells the simulated machine that the measured region begins: a no-operation whose displacement carries the mark (simulator/src/region.rs).

@@ -22,6 +22,8 @@ pub enum Command {
     Bench(BenchFlags),
     /// Unit tests, lints, series checks, then the suite in guests on mainline and on the patched kernel
     Test(TestFlags),
+    /// May the simulated machine be believed? Loads with known answers, the same boot again, a busy host
+    Selfcheck(SelfcheckFlags),
     /// Say what this host lacks and why, and install it after a yes
     Setup(SetupFlags),
     /// The kernels: list, fetch the source, build, check the patches
@@ -147,6 +149,21 @@ pub struct TestFlags {
     pub lane: String,
     #[command(flatten)]
     pub machine: MachineFlags,
+    #[command(flatten)]
+    pub source: SourceFlags,
+    #[command(flatten)]
+    pub setup: SetupFlags,
+}
+
+/// Flags of `selfcheck`.
+#[derive(Clone, Debug, Args)]
+pub struct SelfcheckFlags {
+    /// Measure the effect of the window's length as well (some minutes)
+    #[arg(long)]
+    pub full: bool,
+    /// Write selfcheck.md and selfcheck.json into this folder
+    #[arg(long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
     #[command(flatten)]
     pub source: SourceFlags,
     #[command(flatten)]

@@ -18,6 +18,7 @@ mod process;
 mod progress;
 mod report;
 mod results;
+mod selfcheck;
 mod setup;
 mod stage;
 mod stats;
@@ -54,6 +55,7 @@ fn run(flags: &Flags, events: Events<'_>) -> Result<Exit> {
     match &flags.command {
         Command::Bench(flags) => bench::bench(flags, &root, events),
         Command::Test(flags) => test::test(flags, &root, events),
+        Command::Selfcheck(flags) => selfcheck::selfcheck(flags, &root, events),
         Command::Setup(flags) => setup::ensure(flags, events).map(|()| Exit::Success),
         Command::Kernel(command) => kernel(command, &root, events),
         Command::Series(command) => series(command, &root, events),

@@ -89,7 +89,7 @@ fn guest_line(boot: &str, event: &GuestEvent) -> Option<String> {
             Outcome::Skipped { why } => format!("{boot}: skipped {}: {why}", trial.name),
         },
         GuestEvent::Failed { stage, error } => format!("{boot}: {stage}: {error}"),
-        GuestEvent::Sample(_) | GuestEvent::Done => return None,
+        GuestEvent::Sample(_) | GuestEvent::Load(_) | GuestEvent::Done => return None,
     })
 }
 

@@ -121,7 +121,7 @@ impl Mock {
 
     fn work(&self, boot: &Boot<'_>, fault: Option<Fault>) -> Vec<GuestEvent> {
         match &boot.job.work {
-            Work::Hello | Work::Shell => Vec::new(),
+            Work::Hello | Work::Shell | Work::Load(_) => Vec::new(),
             Work::Suite(suite) => trials(suite, fault == Some(Fault::Trial)),
             Work::Storm(storm) => {
                 let name = boot.kernel.map_or("host", |kernel| &kernel.name);

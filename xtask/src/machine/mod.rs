@@ -130,6 +130,7 @@ pub trait Machine: Sync {
 }
 
 /// What opening a machine may need besides its kind and shape.
+#[derive(Clone, Copy)]
 pub struct Setting<'a> {
     /// The checkout: the simulator is built from it.
     pub root: &'a Path,

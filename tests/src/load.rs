@@ -1,0 +1,141 @@
+//! Loads with known answers, by which the simulated machine is held to account: each is a measured region of its own.
+
+use crate::events::Events;
+use crate::phase::{Line, Marks};
+use crate::protocol::{GuestEvent, Load, LoadJob, LoadResult};
+use crate::sys;
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a thread of a load does, given its number.
+type Shift<'a> = dyn Fn(u32) + Sync + 'a;
+
+/// Runs all loads of a job, one after the other, and sends a result for each.
+///
+/// # Errors
+/// A load without threads, or a thread that cannot be bound to its CPU.
+pub fn run(job: &LoadJob, events: &Events) -> Result<()> {
+    for load in &job.loads {
+        let elapsed = run_one(load).with_context(|| format!("{load:?}"))?;
+        let result = LoadResult { load: *load, elapsed_ns: u64::try_from(elapsed.as_nanos())? };
+        events.send(&GuestEvent::Load(result));
+    }
+    Ok(())
+}
+
+fn run_one(load: &Load) -> Result<Duration> {
+    match *load {
+        Load::Spinners { threads, insns } => together(threads, &|_| sys::spin_insns(insns)),
+        Load::Spinlock { threads, section_insns, sections } => {
+            let lock = Spinlock::default();
+            let left = AtomicU32::new(sections);
+            together(threads, &|_| while lock.section(&left, section_insns) {})
+        }
+        Load::Handover { rounds } => handover(rounds),
+    }
+}
+
+/// A test-and-test-and-set lock: the simplest that spins as the kernel's do, looking at a word and pausing.
+#[derive(Default)]
+#[repr(align(64))]
+struct Spinlock(AtomicBool);
+
+impl Spinlock {
+    /// Passes one critical section if one is left, and says whether it was.
+    fn section(&self, left: &AtomicU32, insns: u64) -> bool {
+        while self.0.swap(true, Ordering::Acquire) {
+            while self.0.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        }
+        let count = left.load(Ordering::Relaxed);
+        if count > 0 {
+            left.store(count - 1, Ordering::Relaxed);
+            sys::spin_insns(insns);
+        }
+        self.0.store(false, Ordering::Release);
+        count > 0
+    }
+}
+
+/// Two threads on two CPUs that wake each other in turn: each wake-up is a futex(2) call, an interrupt, and a CPU that leaves its idle loop.
+fn handover(rounds: u32) -> Result<Duration> {
+    let turn = AtomicU32::new(0);
+    together(2, &|me| {
+        for round in 0..rounds {
+            let mine = 2 * round + me;
+            while turn.load(Ordering::Acquire) != mine {
+                sys::futex_wait(&turn, mine.wrapping_sub(1));
+            }
+            turn.store(mine + 1, Ordering::Release);
+            sys::futex_wake(&turn);
+        }
+    })
+}
+
+/// Runs `shift` on so many threads at once, each bound to the CPU of its number; the time from the start of the first to the end of the last.
+fn together(threads: u32, shift: &Shift<'_>) -> Result<Duration> {
+    ensure!(threads > 0, "a load needs a thread");
+    let line = Line::new(threads as usize, Marks::Region);
+    let times = std::thread::scope(|scope| {
+        let start = |index: u32| {
+            let line = &line;
+            scope.spawn(move || -> Result<(Instant, Instant)> {
+                // The line is kept even by a thread that cannot be bound: others wait at it.
+                let bound = bind(index);
+                line.start();
+                let start = Instant::now();
+                shift(index);
+                let end = Instant::now();
+                line.done();
+                bound.map(|()| (start, end))
+            })
+        };
+        let handles: Vec<_> = (0..threads).map(start).collect();
+        let join = |handle: std::thread::ScopedJoinHandle<'_, Result<(Instant, Instant)>>| {
+            handle.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+        };
+        handles.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    let start = times.iter().map(|time| time.0).min().context("no thread ran")?;
+    let end = times.iter().map(|time| time.1).max().context("no thread ran")?;
+    Ok(end - start)
+}
+
+fn bind(index: u32) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(index as usize)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("there is no CPU {index} for thread {index}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_load_comes_to_its_end() {
+        for load in [
+            Load::Spinners { threads: 2, insns: 10_000 },
+            Load::Spinlock { threads: 2, section_insns: 100, sections: 50 },
+            Load::Handover { rounds: 20 },
+        ] {
+            assert!(run_one(&load).unwrap() > Duration::ZERO, "{load:?}");
+        }
+    }
+
+    #[test]
+    fn a_lock_lets_so_many_through_and_no_more() {
+        let (lock, left) = (Spinlock::default(), AtomicU32::new(3));
+        let passed = (0..5).filter(|_| lock.section(&left, 10)).count();
+        assert_eq!(passed, 3);
+    }
+
+    #[test]
+    fn a_thread_without_a_cpu_is_an_error() {
+        let error = run_one(&Load::Spinners { threads: 1023, insns: 1 }).unwrap_err();
+        assert!(format!("{error:#}").contains("there is no CPU"), "{error:#}");
+    }
+}

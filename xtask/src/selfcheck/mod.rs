@@ -1,0 +1,233 @@
+//! `selfcheck`: may the simulated machine be believed? Loads with known answers, the same boot again, a busy host, other windows.
+
+mod checks;
+
+use crate::cache::Cache;
+use crate::event::{Event, Events};
+use crate::failure::{Exit, Failure};
+use crate::flags::SelfcheckFlags;
+use crate::kernel::{Kernel, Workshop};
+use crate::machine::{self, Boot, Fallback, Limits, MachineKind, Model, Region, Setting, Topology};
+use crate::measure::boot_any;
+use crate::results::write_atomically;
+use crate::{guest, setup, warning};
+use anyhow::{Context, Result};
+use checks::{Check, Quantum};
+use mount_storms::protocol::{Job, Load, LoadJob, PROTOCOL, Profile, Propagation, Storage, StormJob, StormPoint, Work};
+use serde::Serialize;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The kconfig fragments of the kernel that is booted: the timed one.
+const KCONFIG: [&str; 2] = ["base", "bench"];
+
+/// CPUs of the machine that runs the loads: as many as the claims are made for.
+const LOAD_CPUS: u32 = 64;
+
+/// CPUs of the machine that runs the storms: enough for every lock to be contended, few enough for many boots.
+const STORM_CPUS: u32 = 16;
+
+/// Boots that must come out the same.
+const EQUAL_BOOTS: u64 = 5;
+
+/// Windows whose effect is measured, in instructions, and seeds for each.
+const QUANTA: [u64; 5] = [50, 100, 500, 1000, 2000];
+const SEEDS: u64 = 6;
+
+/// Limits of one boot: a busy host may take some times as long.
+const LIMITS: Limits =
+    Limits { hello: Duration::from_secs(300), silence: Duration::from_secs(300), total: Duration::from_secs(1200) };
+
+/// What was found, as it is written down.
+#[derive(Debug, Serialize)]
+struct Findings {
+    host: String,
+    machine: String,
+    kernel: String,
+    checks: Vec<Check>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    quanta: Vec<Quantum>,
+}
+
+/// What boots are made with.
+struct Lab<'a> {
+    setting: Setting<'a>,
+    kernel: &'a Kernel,
+    guest: &'a Path,
+}
+
+/// One boot to make.
+struct Order {
+    cpus: u32,
+    seed: u64,
+    quantum_insns: Option<u64>,
+    work: Work,
+}
+
+/// Runs the command: makes the boots, prints what was found, and writes it into the results folder if it was asked for.
+///
+/// # Errors
+/// A boot that cannot be made or ends badly. A check that does not hold is no error: it makes the exit code 1.
+pub fn selfcheck(flags: &SelfcheckFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
+    setup::ensure(&flags.setup, events)?;
+    let cache = Cache::lock()?;
+    let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
+    let findings = find(&workshop, flags.full, events)?;
+    print!("{}", checks::table(&findings.checks));
+    print!("{}", checks::quanta_table(&findings.quanta));
+    if let Some(results) = &flags.results {
+        std::fs::create_dir_all(results)?;
+        write_atomically(&results.join("selfcheck.json"), &(serde_json::to_string_pretty(&findings)? + "\n"))?;
+        write_atomically(&results.join("selfcheck.md"), &markdown(&findings))?;
+        println!("report: {}", results.join("selfcheck.md").display());
+    }
+    Ok(if findings.checks.iter().all(|check| check.held) { Exit::Success } else { Exit::Regression })
+}
+
+/// The checks that `test` makes besides; how many held and how many did not.
+///
+/// # Errors
+/// As [`selfcheck`].
+pub fn quick(workshop: &Workshop<'_>, events: Events<'_>) -> Result<(u64, u64)> {
+    let findings = find(workshop, false, events)?;
+    print!("{}", checks::table(&findings.checks));
+    let held = findings.checks.iter().filter(|check| check.held).count() as u64;
+    Ok((held, findings.checks.len() as u64 - held))
+}
+
+fn find(workshop: &Workshop<'_>, full: bool, events: Events<'_>) -> Result<Findings> {
+    let kernel = workshop.prepare("mainline", &KCONFIG, events)?;
+    let guest = guest::build(workshop.root, events)?;
+    let (root, cache) = (workshop.root, workshop.cache);
+    let setting =
+        Setting { root, cache, kernel: Some(&kernel), guest: &guest, fallback: Fallback::Simulated, model: None };
+    let lab = Lab { setting, kernel: &kernel, guest: &guest };
+    let mut checks = lab.known_answers(&mut *events)?;
+    checks.push(lab.same_boots(&mut *events)?);
+    let quanta = if full { lab.quanta(&mut *events)? } else { Vec::new() };
+    let machine = machine::open(&MachineKind::Simulated, &topology(LOAD_CPUS)?, &lab.setting, events)?;
+    let info = machine.machine.info();
+    Ok(Findings {
+        host: warning::host_in_words(),
+        machine: format!("{}, {}", info.kind, info.version),
+        kernel: format!("Linux {}, {}", kernel.base, kernel.kconfig.join("+")),
+        checks,
+        quanta,
+    })
+}
+
+fn topology(cpus: u32) -> Result<Topology> {
+    Topology::load("smoke")?.with_cpus(cpus)
+}
+
+impl Lab<'_> {
+    /// Loads whose times are known, on a quiet host and on a busy one.
+    fn known_answers(&self, events: Events<'_>) -> Result<Vec<Check>> {
+        let loads = checks::loads(LOAD_CPUS);
+        let order = || Order { cpus: LOAD_CPUS, seed: 1, quantum_insns: None, work: load_work(&loads) };
+        let quiet = self.boot(&order(), "loads", &mut *events)?;
+        let busy = while_busy(|| self.boot(&order(), "loads, host busy", &mut *events))?;
+        let mut found = checks::of_loads(&loads, &quiet)?;
+        found.push(checks::equal("the same loads while every CPU of the host is busy", 0.01, &[quiet, busy]));
+        Ok(found)
+    }
+
+    /// A storm of one seed, booted again and again.
+    fn same_boots(&self, events: Events<'_>) -> Result<Check> {
+        let mut regions = Vec::new();
+        for number in 1..=EQUAL_BOOTS {
+            let order = Order { cpus: STORM_CPUS, seed: 1, quantum_insns: None, work: storm_work() };
+            regions.push(self.boot(&order, &format!("storm, boot {number} of {EQUAL_BOOTS}"), &mut *events)?);
+        }
+        let name = format!("{EQUAL_BOOTS} boots of one kernel and seed, a storm on {STORM_CPUS} CPUs");
+        Ok(checks::equal(&name, 0.01, &regions))
+    }
+
+    /// The same storm with windows of different length, some seeds each.
+    fn quanta(&self, events: Events<'_>) -> Result<Vec<Quantum>> {
+        let mut quanta = Vec::new();
+        for quantum in QUANTA {
+            let mut times = Vec::new();
+            for seed in 1..=SEEDS {
+                let order = Order { cpus: STORM_CPUS, seed, quantum_insns: Some(quantum), work: storm_work() };
+                let name = format!("window of {quantum} instructions, seed {seed} of {SEEDS}");
+                times.extend(self.boot(&order, &name, &mut *events)?.iter().map(|region| region.virtual_ns as f64));
+            }
+            quanta.push(Quantum::of(quantum, &times));
+        }
+        Ok(quanta)
+    }
+
+    /// The regions of one boot.
+    fn boot(&self, order: &Order, name: &str, events: Events<'_>) -> Result<Vec<Region>> {
+        let mut model = Model::load()?;
+        model.quantum_insns = order.quantum_insns.unwrap_or(model.quantum_insns);
+        let setting = Setting { model: Some(model), ..self.setting };
+        let machine = machine::open(&MachineKind::Simulated, &topology(order.cpus)?, &setting, &mut *events)?.machine;
+        let dir = tempfile::tempdir_in(self.setting.cache.dir())?;
+        let job = Job { protocol: PROTOCOL, seed: order.seed, work: order.work.clone() };
+        let boot = Boot {
+            kernel: Some(self.kernel),
+            guest: self.guest,
+            job: &job,
+            dir: dir.path(),
+            limits: LIMITS,
+            machine_seed: order.seed,
+        };
+        let log = boot_any(machine.as_ref(), &boot, name, &mut *events)?;
+        log.failure().map_or(Ok(()), Err)?;
+        let regions = log.summary.context("a simulated boot that ended well has a summary")?.regions;
+        if let Some(lost) = regions.iter().find_map(Region::lost) {
+            events.hear(&Event::Warning(format!("{name}: {lost}")));
+            return Err(Failure::error(Exit::Oracle, format!("{name}: {lost}")));
+        }
+        Ok(regions)
+    }
+}
+
+fn load_work(loads: &[Load]) -> Work {
+    Work::Load(LoadJob { loads: loads.to_vec() })
+}
+
+fn storm_work() -> Work {
+    let point = StormPoint {
+        profile: Profile::Detach,
+        storage: Storage::Tmpfs,
+        propagation: Propagation::Shared,
+        cpus: STORM_CPUS,
+        threads: STORM_CPUS,
+        containers: STORM_CPUS,
+        layers: 10,
+        inspection_passes: 1,
+    };
+    Work::Storm(StormJob { points: vec![point], iterations: 1, warmup_iterations: 0, descriptors_inherited: false })
+}
+
+/// Keeps every CPU of the host busy meanwhile, with twice as many threads as there are.
+fn while_busy<T>(work: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    let threads = 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::black_box(0);
+                }
+            });
+        }
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+fn markdown(findings: &Findings) -> String {
+    let Findings { host, machine, kernel, checks, quanta } = findings;
+    format!(
+        "# May the simulated machine be believed?\n\nGenerated by `cargo xtask selfcheck --full --results results`; do not edit.\n\n\
+         * Machine: {machine}\n* Kernel: {kernel}\n* Host: {host}\n\n```\n{}{}```\n",
+        checks::table(checks),
+        checks::quanta_table(quanta)
+    )
+}
