@@ -14,6 +14,7 @@
 //! * `machine`: the ring, the fibers and the waiters put together; all state is here.
 //! * `interpose`: the C library's functions that QEMU calls, as waits and times of the machine.
 //! * `plugin`: what QEMU calls: instrumentation of translated blocks, halts, region marks.
+//! * `evidence`: what happens under the kernel's mount locks; `symbols`: where those are (pure). `probe`: how it is seen.
 //! * `options`, `region`, `profile`, `report`: arguments; the measured region; samples; the summary (pure).
 
 #![cfg_attr(
@@ -23,6 +24,7 @@
 
 mod bits;
 mod clock;
+mod evidence;
 mod options;
 mod profile;
 mod ram;
@@ -30,6 +32,7 @@ mod region;
 mod report;
 mod ring;
 mod spin;
+mod symbols;
 mod watch;
 
 #[cfg(not(test))]
@@ -40,5 +43,7 @@ mod interpose;
 mod machine;
 #[cfg(not(test))]
 mod plugin;
+#[cfg(not(test))]
+mod probe;
 #[cfg(not(test))]
 mod raw;

@@ -21,6 +21,8 @@ pub struct Options {
     pub profile: Option<String>,
     /// Instructions between two samples.
     pub period: Ticks,
+    /// Symbols of the measured kernel: then evidence is collected.
+    pub symbols: Option<String>,
 }
 
 impl Default for Options {
@@ -34,6 +36,7 @@ impl Default for Options {
             summary: None,
             profile: None,
             period: 10_000,
+            symbols: None,
         }
     }
 }
@@ -61,6 +64,7 @@ impl Options {
             "seed" => self.seed = number(name, value, 0)?,
             "period" => self.period = number(name, value, 1)?,
             "summary" => self.summary = Some(value.to_owned()),
+            "symbols" => self.symbols = Some(value.to_owned()),
             "profile" => self.profile = Some(value.to_owned()),
             _ => return Err(format!("there is no argument '{name}'")),
         }

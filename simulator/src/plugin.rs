@@ -4,12 +4,14 @@
 use crate::interpose::tsc;
 use crate::machine::{self, LIMIT, machine};
 use crate::options::Options;
+use crate::probe::Probe;
 use crate::profile::Profile;
 use crate::ram::Ram;
 use crate::raw;
 use crate::region::{Mark, Region, Snapshot, Waits, mark};
 use crate::report::Summary;
 use crate::spin::{self, Spin};
+use crate::symbols::Symbols;
 use crate::watch::Look;
 use libc::{c_char, c_int, c_uint, c_void};
 use qemu_plugin_sys as qemu;
@@ -43,6 +45,7 @@ struct Plugin {
     spins: Vec<Spin>,
     waits: BTreeMap<u64, Waits>,
     ram: Ram,
+    probe: Option<Probe>,
     start: Snapshot,
 }
 
@@ -91,11 +94,23 @@ unsafe extern "C" fn qemu_plugin_install(
     }
 }
 
+fn read_symbols(path: &str) -> Result<Symbols, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+    Symbols::parse(&text).map_err(|error| format!("{path}: {error}"))
+}
+
 fn install(id: qemu::qemu_plugin_id_t, options: Options) -> c_int {
     if let Err(error) = tsc::make_virtual() {
         eprintln!("simulator: the time-stamp counter cannot be made virtual (PR_SET_TSC): {error}");
         return 1;
     }
+    let symbols = match options.symbols.as_ref().map(|path| read_symbols(path)).transpose() {
+        Ok(symbols) => symbols,
+        Err(error) => {
+            eprintln!("simulator: {error}");
+            return 1;
+        }
+    };
     let machine = machine();
     machine.ring.configure(options.quantum, options.seed);
     machine.rate.mips = options.mips;
@@ -112,6 +127,7 @@ fn install(id: qemu::qemu_plugin_id_t, options: Options) -> c_int {
             spins: Vec::new(),
             waits: BTreeMap::new(),
             ram: Ram::default(),
+            probe: symbols.map(Probe::new),
             start: Snapshot { host_ns: raw::host_ns(), ..Snapshot::default() },
         });
         qemu::qemu_plugin_register_vcpu_init_cb(id, Some(on_vcpu));
@@ -134,6 +150,9 @@ unsafe extern "C" fn on_vcpu(_id: qemu::qemu_plugin_id_t, vcpu: c_uint) {
         // SAFETY: the address of a field; nothing is read.
         machine().count_in(index, unsafe { &raw mut (*line).ticks });
     }
+    if let Some(probe) = &mut plugin.probe {
+        probe.learn_registers();
+    }
     machine().become_vcpu(vcpu as usize);
 }
 
@@ -147,17 +166,43 @@ unsafe extern "C" fn on_resume(_id: qemu::qemu_plugin_id_t, _vcpu: c_uint) {
     machine.ring.set_idle(machine.current(), false);
 }
 
-unsafe extern "C" fn on_window(vcpu: c_uint, address: *mut c_void) {
+/// Samples the running vCPU, which is about to execute `address`, if that is due.
+fn sample(vcpu: c_uint, address: u64) {
     let plugin = plugin();
-    if plugin.begin.is_some() && plugin.options.profile.is_some() {
-        let machine = machine();
-        machine.settle();
-        let clock = machine.ring.clock(machine.current());
-        if plugin.profile.due(vcpu as usize, clock, plugin.options.period) {
-            plugin.profile.add(vec![address as u64]);
-        }
+    if plugin.begin.is_none() || plugin.options.profile.is_none() {
+        return;
     }
+    let machine = machine();
+    machine.settle();
+    let samples = plugin.profile.due(vcpu as usize, machine.ring.spent(vcpu as usize), plugin.options.period);
+    if samples > 0 {
+        let stack = plugin.probe.as_mut().map_or_else(|| vec![address], |probe| probe.stack(address));
+        plugin.profile.add(stack, samples);
+    }
+}
+
+unsafe extern "C" fn on_window(vcpu: c_uint, address: *mut c_void) {
+    sample(vcpu, address as u64);
     machine::end_of_window();
+}
+
+/// The probe, if evidence is asked for.
+pub fn probe() -> Option<&'static mut Probe> {
+    plugin().probe.as_mut()
+}
+
+/// Instructions that a vCPU has executed: time that it was awake, without pauses.
+pub fn instructions_of(vcpu: c_uint) -> u64 {
+    machine().ring.spent(vcpu as usize) - get(std::mem::offset_of!(Line, paused), vcpu as usize)
+}
+
+/// What callbacks may read: the guest's registers when stacks are walked.
+fn registers() -> qemu::qemu_plugin_cb_flags {
+    if plugin().options.profile.is_some() {
+        qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_R_REGS
+    } else {
+        qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS
+    }
 }
 
 /// What an instruction is to the machine.
@@ -195,7 +240,7 @@ unsafe extern "C" fn on_translation(_id: qemu::qemu_plugin_id_t, block: *mut qem
         qemu::qemu_plugin_register_vcpu_tb_exec_cond_cb(
             block,
             Some(on_window),
-            qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS,
+            registers(),
             qemu::qemu_plugin_cond::QEMU_PLUGIN_COND_GE,
             ticks(),
             LIMIT,
@@ -282,9 +327,12 @@ unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) {
     // SAFETY: QEMU writes at most as many bytes as it is told, and the longest x86 instruction has 15.
     let length = unsafe { qemu::qemu_plugin_insn_data(instruction, bytes.as_mut_ptr().cast(), bytes.len()) };
     let add = qemu::qemu_plugin_op::QEMU_PLUGIN_INLINE_ADD_U64;
-    let flags = qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS;
+    let flags = registers();
     // SAFETY: the instruction lives until the translation callback returns.
     unsafe {
+        if let Some(probe) = &plugin().probe {
+            probe.instrument(instruction, &bytes[..length]);
+        }
         let address = qemu::qemu_plugin_insn_vaddr(instruction) as *mut c_void;
         let call = |callback: unsafe extern "C" fn(c_uint, *mut c_void)| {
             qemu::qemu_plugin_register_vcpu_insn_exec_cb(instruction, Some(callback), flags, address);
@@ -321,6 +369,8 @@ unsafe extern "C" fn on_pause(vcpu: c_uint, address: *mut c_void) {
     } else {
         machine.charge(cost);
     }
+    sample(vcpu, address as u64);
+    let plugin = self::plugin();
     let waits = plugin.waits.entry(address as u64).or_default();
     waits.pauses += 1;
     waits.parks += u64::from(parks);
@@ -350,11 +400,17 @@ fn snapshot() -> Snapshot {
         paused: vcpus.map(|vcpu| get(std::mem::offset_of!(Line, paused), vcpu)).collect(),
         host_ns: raw::host_ns(),
         waits: plugin().waits.clone(),
+        evidence: plugin().probe.as_ref().map(Probe::counts),
+        sequence: plugin().probe.as_ref().and_then(Probe::sequence_physical).and_then(|at| plugin().ram.word(at)),
     }
 }
 
 unsafe extern "C" fn on_begin(_vcpu: c_uint, _data: *mut c_void) {
-    plugin().begin = Some(snapshot());
+    let plugin = plugin();
+    for vcpu in 0..plugin.vcpus {
+        plugin.profile.begin(vcpu, machine().ring.spent(vcpu), plugin.options.period);
+    }
+    plugin.begin = Some(snapshot());
 }
 
 unsafe extern "C" fn on_end(_vcpu: c_uint, _data: *mut c_void) {

@@ -12,22 +12,24 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Whether the vCPU's next sample is due at this time of its own clock; sets the one after.
-    pub fn due(&mut self, vcpu: usize, clock: Ticks, period: Ticks) -> bool {
+    /// How many samples are due of a vCPU that has been awake for so long since it was made: one for each period, several after a pause.
+    pub fn due(&mut self, vcpu: usize, spent: Ticks, period: Ticks) -> u64 {
         if self.due.len() <= vcpu {
             self.due.resize(vcpu + 1, 0);
         }
-        if clock < self.due[vcpu] {
-            return false;
-        }
-        // A vCPU that slept is not sampled for the time it slept.
-        self.due[vcpu] = clock - clock % period + period;
-        true
+        let due = (spent / period).saturating_sub(self.due[vcpu]);
+        self.due[vcpu] += due;
+        due
     }
 
-    /// Adds a sample.
-    pub fn add(&mut self, stack: Vec<u64>) {
-        *self.stacks.entry(stack).or_insert(0) += 1;
+    /// The region begins: what was before is not due any more.
+    pub fn begin(&mut self, vcpu: usize, spent: Ticks, period: Ticks) {
+        self.due(vcpu, spent, period);
+    }
+
+    /// Adds samples.
+    pub fn add(&mut self, stack: Vec<u64>, samples: u64) {
+        *self.stacks.entry(stack).or_insert(0) += samples;
     }
 
     /// One line for each stack: addresses in hexadecimal, outermost first, between semicolons; a space; the number of samples.
@@ -48,16 +50,17 @@ mod tests {
     #[test]
     fn samples_are_due_once_a_period() {
         let mut profile = Profile::default();
-        let due: Vec<bool> = [0, 50, 100, 150, 199, 950, 999, 1000].map(|clock| profile.due(3, clock, 100)).into();
-        assert_eq!(due, [true, false, true, false, false, true, false, true]);
-        assert!(profile.due(1, 50, 100), "each vCPU has its own");
+        profile.begin(3, 120, 100);
+        let due = [150, 199, 200, 250, 950, 999, 1000].map(|spent| profile.due(3, spent, 100));
+        assert_eq!(due, [0, 0, 1, 0, 7, 0, 1]);
+        assert_eq!(profile.due(1, 250, 100), 2, "each vCPU has its own");
     }
 
     #[test]
     fn equal_stacks_fold() {
         let mut profile = Profile::default();
         for stack in [vec![0xa, 0xb], vec![0xa, 0xb], vec![0xc]] {
-            profile.add(stack);
+            profile.add(stack, 1);
         }
         assert_eq!(profile.folded(), "b;a 2\nc 1\n");
     }

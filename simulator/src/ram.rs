@@ -26,6 +26,13 @@ impl Ram {
         parse(&fs::read_to_string("/proc/self/maps").unwrap_or_default())
     }
 
+    /// The 32-bit word at a guest-physical address, if its place is proven.
+    pub fn word(&self, physical: u64) -> Option<u64> {
+        let physical = usize::try_from(physical).ok()?;
+        let within = self.proven && physical + 4 <= self.size.min(MOST_LOW);
+        within.then(|| read(self.base + physical, 4))
+    }
+
     /// Where a guest-physical word lies in the host, if it is there and holds `value` now. Nothing is told before a large value has been
     /// found in its place: a zero can be anywhere.
     pub fn look(&mut self, physical: u64, size: u8, value: u64) -> Option<usize> {

@@ -1,6 +1,7 @@
 //! The measured region: what the machine had done at its begin and at its end, and the difference.
 
-use crate::ring::{Counts, Ticks};
+use crate::evidence::Counts;
+use crate::ring::{self, Ticks};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -32,7 +33,7 @@ pub struct Snapshot {
     /// Virtual time of the vCPU that ran into the mark.
     pub clock: Ticks,
     /// The ring's counts.
-    pub counts: Counts,
+    pub counts: ring::Counts,
     /// Changes of fibers.
     pub switches: u64,
     /// Waits for a lock of QEMU's.
@@ -53,6 +54,10 @@ pub struct Snapshot {
     pub host_ns: u64,
     /// Waits by the address of their `pause`.
     pub waits: BTreeMap<u64, Waits>,
+    /// What happened under the kernel's mount locks, if that is asked for.
+    pub evidence: Option<Counts>,
+    /// The sequence of `mount_lock`, as it stands in the guest's memory.
+    pub sequence: Option<u64>,
 }
 
 /// What a `pause` at one address came to.
@@ -99,11 +104,18 @@ pub struct Region {
     pub paused: Vec<Ticks>,
     /// The same by the address of the `pause`, in hexadecimal.
     pub waits: BTreeMap<String, Waits>,
+    /// What happened under the kernel's mount locks, if that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Counts>,
+    /// Stores to the sequence of `mount_lock` that evidence has missed, or counted twice: its own proof.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_stores_missed: Option<i64>,
 }
 
 impl Region {
     /// The difference; `ns` makes ticks into nanoseconds.
     pub fn between(begin: &Snapshot, end: &Snapshot, ns: impl Fn(Ticks) -> u64) -> Region {
+        let counted = end.evidence.map(|end| end.since(&begin.evidence.unwrap_or_default()));
         let paused = differences(&begin.paused, &end.paused);
         let ticks = differences(&begin.ticks, &end.ticks);
         let instructions = ticks.iter().zip(&paused).map(|(ticks, paused)| ticks.saturating_sub(*paused)).collect();
@@ -123,8 +135,17 @@ impl Region {
             pauses: differences(&begin.pauses, &end.pauses),
             paused,
             waits: waits(&begin.waits, &end.waits),
+            evidence: counted,
+            sequence_stores_missed: missed(begin, end, counted),
         }
     }
+}
+
+/// The sequence is incremented by 1 for each store.
+fn missed(begin: &Snapshot, end: &Snapshot, counted: Option<Counts>) -> Option<i64> {
+    // 32 bits wide, it may have wrapped.
+    let stored = (end.sequence? as u32).wrapping_sub(begin.sequence? as u32);
+    Some(i64::from(stored) - counted?.mount_lock_increments as i64)
 }
 
 /// By address, without those that did not happen meanwhile.
@@ -161,8 +182,20 @@ mod tests {
     }
 
     #[test]
+    fn evidence_proves_itself_by_the_sequence() {
+        let of = |sequence, mount_lock_increments| Snapshot {
+            sequence: Some(sequence),
+            evidence: Some(Counts { mount_lock_increments, ..Counts::default() }),
+            ..Snapshot::default()
+        };
+        let missed = |begin, end| Region::between(&begin, &end, |ticks| ticks).sequence_stores_missed;
+        assert_eq!(missed(of(10, 0), of(14, 4)), Some(0));
+        assert_eq!(missed(of(u64::from(u32::MAX), 0), of(3, 1)), Some(3));
+    }
+
+    #[test]
     fn a_region_is_the_difference() {
-        let counts = |rounds, warps, warped| Counts { rounds, warps, warped };
+        let counts = |rounds, warps, warped| ring::Counts { rounds, warps, warped };
         let begin = Snapshot {
             clock: 1000,
             counts: counts(5, 1, 100),

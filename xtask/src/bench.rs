@@ -3,7 +3,7 @@
 use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
-use crate::flags::{BenchFlags, MachineFlags};
+use crate::flags::{BenchFlags, MachineFlags, Switch};
 use crate::kernel::{self, Kernel, Workshop};
 use crate::machine::{Fallback, MachineInfo, MachineKind, Setting, Topology};
 use crate::measure::{Fleet, measure};
@@ -23,11 +23,28 @@ const KCONFIG: [&str; 2] = ["base", "bench"];
 /// side end together.
 const SWEEP: [u32; 4] = [64, 32, 8, 1];
 
-/// Container starts per iteration unless told otherwise.
-const CONTAINERS: u32 = 32;
+/// How much is measured unless the flags say otherwise.
+struct Amount {
+    /// Container starts per iteration.
+    containers: u32,
+    /// Boots of each kernel.
+    boots: u32,
+    /// Timed iterations of each storm per boot.
+    iterations: u32,
+    /// Untimed iterations before them.
+    warmup_iterations: u32,
+}
 
-/// The same in a sweep: at every number of CPUs the same work, and enough of it for 64.
-const CONTAINERS_SIMULATED: u32 = 64;
+/// On a machine whose figures the host disturbs: repeats within a boot are cheap, and even out some of it.
+const AMOUNT: Amount = Amount { containers: 32, boots: 5, iterations: 3, warmup_iterations: 1 };
+
+/// On the simulated machine, on each number of CPUs: the same work everywhere, and enough of it for 64. Nothing disturbs it, so that boots
+/// with other seeds are the better repeats; and no cache is cold but the guest's own, which a container host's are not either.
+const AMOUNT_SIMULATED: Amount = Amount { containers: 64, boots: 4, iterations: 1, warmup_iterations: 0 };
+
+fn amount(info: &MachineInfo) -> Amount {
+    if info.simulated { AMOUNT_SIMULATED } else { AMOUNT }
+}
 
 /// Runs or resumes a bench, writes its reports, prints the table; returns the exit code.
 ///
@@ -190,6 +207,7 @@ fn manifest(
 ) -> Result<Manifest> {
     let cpus: Vec<u32> = fleet.keys().rev().copied().collect();
     let info = fleet.values().next_back().context("there is no machine to measure on")?.info();
+    let amount = amount(info);
     Ok(Manifest {
         version: RESULTS_VERSION,
         command: std::env::args().skip(1).collect(),
@@ -200,10 +218,13 @@ fn manifest(
         seed: flags.seed,
         margin: flags.margin,
         points: cpus.iter().flat_map(|&cpus| points(flags, info, cpus)).collect(),
-        iterations: flags.iterations,
-        warmup_iterations: flags.warmup_iterations,
-        descriptors_inherited: !flags.no_descriptor_race,
-        boots: plan::plan(flags.boots, candidate.is_some(), &cpus, flags.seed),
+        iterations: flags.iterations.unwrap_or(amount.iterations),
+        warmup_iterations: flags.warmup_iterations.unwrap_or(amount.warmup_iterations),
+        descriptors_inherited: match flags.descriptor_race {
+            Some(switch) => switch == Switch::On,
+            None => !info.simulated,
+        },
+        boots: plan::plan(flags.boots.unwrap_or(amount.boots), candidate.is_some(), &cpus, flags.seed),
         warnings: warning::collect(info),
         baseline,
         candidate,
@@ -212,7 +233,6 @@ fn manifest(
 
 /// Every combination of the storms' parameters on so many CPUs.
 fn points(flags: &BenchFlags, info: &MachineInfo, cpus: u32) -> Vec<StormPoint> {
-    let usual = if info.simulated { CONTAINERS_SIMULATED } else { CONTAINERS };
     let mut points = Vec::new();
     for &profile in &flags.profile {
         for &storage in &flags.storage {
@@ -223,7 +243,7 @@ fn points(flags: &BenchFlags, info: &MachineInfo, cpus: u32) -> Vec<StormPoint> 
                     propagation: propagation.into(),
                     cpus,
                     threads: flags.threads.unwrap_or(cpus),
-                    containers: flags.containers.unwrap_or(usual),
+                    containers: flags.containers.unwrap_or(amount(info).containers),
                     layers,
                     inspection_passes: flags.inspection_passes,
                 }));

@@ -1,5 +1,6 @@
 //! report.html: the same as report.md for a browser, in one file, with a drawing per storm.
 
+use super::curve::curves;
 use super::{interval, mark, storm, svg, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC, Row, containers_per_s, name};
 use crate::results::{Arm, Run};
@@ -33,7 +34,7 @@ pub fn report(run: &Run, comparison: &Comparison) -> Result<String> {
     Ok(format!(
         "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>{title}</title>\
          <style>{STYLE}</style>\n<h1>{title}</h1>\n<p>{} {}, {} CPUs; host: {}; started {}.</p>\n{}{withheld}\n\
-         <h2>Containers per second{}</h2>\n{}\n{figures}\n<h2>Latency of single calls{}</h2>\n{}\n\
+         {}<h2>Containers per second{}</h2>\n{}\n{figures}\n<h2>Latency of single calls{}</h2>\n{}\n\
          <p>How to read this, and how to repeat it: report.md beside this file.</p>\n</html>\n",
         escaped(&info.kind),
         escaped(&info.version),
@@ -41,11 +42,20 @@ pub fn report(run: &Run, comparison: &Comparison) -> Result<String> {
         escaped(&run.manifest.host),
         escaped(&run.manifest.started),
         warnings(run),
+        scaling(run, comparison)?,
         mark(comparison),
         table(comparison, &main),
         mark(comparison),
         table(comparison, &calls),
     ))
+}
+
+/// The curves of a sweep.
+fn scaling(run: &Run, comparison: &Comparison) -> Result<String> {
+    let figures =
+        curves(run).into_iter().map(|curve| Ok(format!("<figure>{}</figure>\n", curve.svg(mark(comparison))?)));
+    let figures = figures.collect::<Result<String>>()?;
+    Ok(if figures.is_empty() { figures } else { format!("<h2>Scaling{}</h2>\n{figures}", mark(comparison)) })
 }
 
 fn warnings(run: &Run) -> String {
@@ -95,7 +105,8 @@ fn figure(run: &Run, point: &StormPoint) -> Result<String> {
     };
     let per_boot = |boots: BTreeMap<u32, Vec<f64>>| boots.values().map(|rates| mean(rates)).collect();
     let arms: Vec<(String, Vec<f64>)> = arms.into_iter().map(|(arm, boots)| (kernel(arm), per_boot(boots))).collect();
-    let title = format!("{:?}, {} layers", point.profile, point.layers).to_lowercase();
+    let on = if point.cpus == 0 { String::new() } else { format!(", {} CPUs", point.cpus) };
+    let title = format!("{:?}, {} layers", point.profile, point.layers).to_lowercase() + &on;
     Ok(format!("<figure>{}</figure>\n", svg::dots(&title, "containers per second", &arms)?))
 }
 

@@ -1,5 +1,6 @@
 //! report.md: what was run, on what, what came out, how to read it, how to repeat it. And the index of runs.
 
+use super::curve::curves;
 use super::{interval, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC, Row, of_run};
 use crate::kernel::Kernel;
@@ -22,6 +23,7 @@ pub fn report(run: &Run, comparison: &Comparison) -> String {
     let parts = [
         title,
         withheld(comparison),
+        scaling(run, comparison),
         throughput(comparison),
         setting(run, comparison),
         latencies(comparison),
@@ -39,6 +41,22 @@ fn withheld(comparison: &Comparison) -> String {
 fn throughput(comparison: &Comparison) -> String {
     let rows = comparison.rows.iter().filter(|row| row.metric == MAIN_METRIC).map(|row| line(storm(row), row));
     table(&format!("Containers per second{}", mark(comparison)), "storm", comparison, rows.collect())
+}
+
+/// The scaling curves of a sweep: how throughput goes with the number of CPUs.
+fn scaling(run: &Run, comparison: &Comparison) -> String {
+    let curves = curves(run);
+    if curves.is_empty() {
+        return String::new();
+    }
+    let tables = curves.iter().map(|curve| {
+        let (storm, file) = (&curve.storm, curve.file());
+        format!(
+            "{storm}: containers per second, mean (slowest .. fastest boot)\n\n{}\n![{storm}]({file})\n\n",
+            curve.markdown()
+        )
+    });
+    format!("## Scaling{}\n\n{}", mark(comparison), tables.collect::<String>())
 }
 
 fn latencies(comparison: &Comparison) -> String {
@@ -83,6 +101,8 @@ fn setting(run: &Run, comparison: &Comparison) -> String {
         "Boots: {boots} per kernel and control, {} iterations of each storm per boot after {} of warm-up; seed {}, margin {} %",
         manifest.iterations, manifest.warmup_iterations, manifest.seed, comparison.margin * 100.0
     ));
+    let race = if manifest.descriptors_inherited { "inherits" } else { "does not inherit" };
+    lines.push(format!("Descriptor race: the child that holds a user namespace {race} descriptors"));
     lines.extend(
         manifest.points.iter().map(|point| {
             format!("Storm: {}, {} inspection passes", crate::compare::name(point), point.inspection_passes)

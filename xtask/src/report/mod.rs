@@ -1,5 +1,6 @@
 //! Telling what a comparison found: on the terminal, as Markdown, as HTML with drawings, for CI.
 
+mod curve;
 pub mod html;
 pub mod junit;
 mod markdown;
@@ -13,12 +14,15 @@ use anyhow::Result;
 pub use markdown::index;
 pub use terminal::table;
 
-/// Writes comparison.json, report.md and report.html into the run's folder.
+/// Writes comparison.json, report.md, report.html and the curves of a sweep into the run's folder.
 ///
 /// # Errors
 /// The folder cannot be written.
 pub fn write(run: &Run, comparison: &Comparison) -> Result<()> {
     write_atomically(&run.dir.join("comparison.json"), &(serde_json::to_string_pretty(comparison)? + "\n"))?;
+    for curve in curve::curves(run) {
+        write_atomically(&run.dir.join(curve.file()), &curve.svg(mark(comparison))?)?;
+    }
     write_atomically(&run.dir.join("report.md"), &markdown::report(run, comparison))?;
     write_atomically(&run.dir.join("report.html"), &html::report(run, comparison)?)
 }

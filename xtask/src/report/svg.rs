@@ -1,5 +1,7 @@
-//! Drawings: one dot per boot and arm, so that a reader sees the spread that an interval only sums up.
+//! Drawings: one dot per boot and arm, so that a reader sees the spread that an interval only sums up; and a line per kernel over the
+//! number of CPUs.
 
+use super::curve::Line;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
@@ -58,6 +60,59 @@ fn draw(
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::LowerRight)
+        .border_style(BLACK.mix(0.3))
+        .background_style(WHITE)
+        .draw()?;
+    area.present()?;
+    Ok(())
+}
+
+/// Draws a line for each kernel over the number of CPUs; bars reach from the slowest to the fastest boot.
+///
+/// # Errors
+/// The drawing library's.
+pub fn curve(title: &str, unit: &str, lines: &[Line]) -> Result<String> {
+    let mut text = String::new();
+    draw_curve(&mut text, title, unit, lines).map_err(|error| anyhow!("drawing {title}: {error}"))?;
+    Ok(text)
+}
+
+fn draw_curve(text: &mut String, title: &str, unit: &str, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
+    let places = || lines.iter().flat_map(|line| &line.places);
+    let most = places().fold(0.0_f64, |most, place| most.max(place.high));
+    let cpus = places().map(|place| place.cpus).max().unwrap_or(1);
+    let area = SVGBackend::with_string(text, (640, 360)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(title, ("sans-serif", 15))
+        .margin(8)
+        .x_label_area_size(36)
+        .y_label_area_size(56)
+        .build_cartesian_2d(0.0..f64::from(cpus) * 1.03, 0.0..most * 1.1)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .y_max_light_lines(0)
+        .x_label_formatter(&whole)
+        .x_desc("CPUs")
+        .y_desc(unit)
+        .draw()?;
+    for (index, line) in lines.iter().enumerate() {
+        // Grey is the control's, and no line here.
+        let colour = if index == 0 { COLOURS[0] } else { COLOURS[2] };
+        let points = line.places.iter().map(|place| (f64::from(place.cpus), place.mean));
+        chart
+            .draw_series(LineSeries::new(points, colour.stroke_width(2)).point_size(3))?
+            .label(&line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+        let bars = line.places.iter().map(|place| {
+            ErrorBar::new_vertical(f64::from(place.cpus), place.low, place.mean, place.high, colour.stroke_width(1), 6)
+        });
+        chart.draw_series(bars)?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
         .border_style(BLACK.mix(0.3))
         .background_style(WHITE)
         .draw()?;

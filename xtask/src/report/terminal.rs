@@ -1,5 +1,6 @@
 //! The answer on stdout: one line per storm, the control beside the effect.
 
+use super::curve::{Curve, Line, curves};
 use super::{interval, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC};
 use crate::results::Run;
@@ -24,10 +25,29 @@ pub fn table(run: &Run, comparison: &Comparison) -> String {
     if lines.len() > 1 {
         text += &format!("containers per second{}, {}\n{}", mark(comparison), where_measured(run), aligned(&lines));
     }
+    for curve in curves(run) {
+        text += &format!("{}{}: mean (slowest .. fastest boot) by CPUs\n", curve.storm, mark(comparison));
+        text += &aligned_curve(&curve);
+    }
     for why in &comparison.withheld {
         text += &format!("no number for {why}\n");
     }
     text + &format!("report: {}\n", run.dir.join("report.md").display())
+}
+
+/// A curve's table in columns: one line for each number of CPUs, one column for each kernel.
+fn aligned_curve(curve: &Curve) -> String {
+    let cell = |line: &Line, cpus: u32| {
+        let place = line.places.iter().find(|place| place.cpus == cpus)?;
+        Some(format!("{:.0} ({:.0} .. {:.0})", place.mean, place.low, place.high))
+    };
+    let cpus = curve.lines.iter().flat_map(|line| &line.places).map(|place| place.cpus);
+    let cpus: std::collections::BTreeSet<u32> = cpus.collect();
+    let name = |at: usize| curve.lines.get(at).map_or(String::new(), |line| line.name.clone());
+    let mut lines = vec![["CPUs".to_owned(), name(0), name(1)]];
+    let cell_of = |at: usize, cpus| curve.lines.get(at).and_then(|line| cell(line, cpus)).unwrap_or_default();
+    lines.extend(cpus.into_iter().map(|cpus| [cpus.to_string(), cell_of(0, cpus), cell_of(1, cpus)]));
+    aligned(&lines)
 }
 
 /// "tcg, 2 CPUs, 5 boots each".

@@ -1,0 +1,157 @@
+//! The scaling curve: throughput against the number of CPUs, for each kernel of a sweep.
+
+use super::svg;
+use crate::compare::containers_per_s;
+use crate::results::{Arm, Run};
+use crate::stats::mean;
+use anyhow::Result;
+use mount_storms::protocol::StormPoint;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One kernel on one number of CPUs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Place {
+    /// CPUs.
+    pub cpus: u32,
+    /// Mean over boots, containers per second.
+    pub mean: f64,
+    /// The slowest boot's.
+    pub low: f64,
+    /// The fastest boot's.
+    pub high: f64,
+    /// Boots.
+    pub boots: usize,
+}
+
+/// A kernel's places, by ascending number of CPUs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// The kernel.
+    pub name: String,
+    /// Its places.
+    pub places: Vec<Place>,
+}
+
+/// All kernels in one kind of storm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Curve {
+    /// "detach, tmpfs, shared parent, 10 layers".
+    pub storm: String,
+    /// Baseline first.
+    pub lines: Vec<Line>,
+}
+
+/// The curves of a run; none if it is no sweep. The control counts as the baseline: it is the same kernel.
+pub fn curves(run: &Run) -> Vec<Curve> {
+    if run.manifest.cpus().len() < 2 {
+        return Vec::new();
+    }
+    let storms: BTreeSet<String> = run.manifest.points.iter().map(storm).collect();
+    storms.into_iter().map(|storm| Curve { lines: lines(run, &storm), storm }).collect()
+}
+
+/// What the points of one curve have in common.
+fn storm(point: &StormPoint) -> String {
+    let StormPoint { profile, storage, propagation, layers, .. } = point;
+    format!("{profile:?}, {storage:?}, {propagation:?} parent, {layers} layers").to_lowercase()
+}
+
+fn lines(run: &Run, of_storm: &str) -> Vec<Line> {
+    let mut boots: BTreeMap<(bool, u32), BTreeMap<(Arm, u32), Vec<f64>>> = BTreeMap::new();
+    for stored in run.samples.iter().filter(|stored| storm(&stored.sample.point) == of_storm) {
+        if let Some(rate) = containers_per_s(&stored.sample) {
+            let place = boots.entry((stored.arm == Arm::Candidate, stored.sample.point.cpus)).or_default();
+            place.entry((stored.arm, stored.boot)).or_default().push(rate);
+        }
+    }
+    let names = [(false, Some(&run.manifest.baseline)), (true, run.manifest.candidate.as_ref())];
+    let line = |(is_candidate, kernel): (bool, Option<&crate::kernel::Kernel>)| {
+        let of_line = boots.iter().filter(|((candidate, _), _)| *candidate == is_candidate);
+        let places = of_line.map(|((_, cpus), rates)| place(*cpus, rates.values()));
+        Some(Line { name: kernel?.name.clone(), places: places.collect() })
+    };
+    names.into_iter().filter_map(line).filter(|line| !line.places.is_empty()).collect()
+}
+
+fn place<'a>(cpus: u32, boots: impl Iterator<Item = &'a Vec<f64>>) -> Place {
+    let rates: Vec<f64> = boots.map(|rates| mean(rates)).collect();
+    let low = rates.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = rates.iter().copied().fold(0.0, f64::max);
+    Place { cpus, mean: mean(&rates), low, high, boots: rates.len() }
+}
+
+impl Curve {
+    /// As a Markdown table: one row for each kernel, "mean (slowest .. fastest boot)" for each number of CPUs.
+    pub fn markdown(&self) -> String {
+        let cpus: Vec<u32> = self.lines.iter().flat_map(|line| &line.places).map(|place| place.cpus).collect();
+        let cpus: BTreeSet<u32> = cpus.into_iter().collect();
+        let head: String = cpus.iter().map(|cpus| format!(" {cpus} |")).collect();
+        let mut text = format!("| CPUs |{head}\n|---|{}\n", "---:|".repeat(cpus.len()));
+        for line in &self.lines {
+            let cell = |cpus: &u32| match line.places.iter().find(|place| place.cpus == *cpus) {
+                Some(place) => format!(" {:.0} ({:.0} .. {:.0}) |", place.mean, place.low, place.high),
+                None => " |".to_owned(),
+            };
+            text += &format!("| {} |{}\n", line.name, cpus.iter().map(cell).collect::<String>());
+        }
+        text
+    }
+
+    /// As a drawing.
+    ///
+    /// # Errors
+    /// The drawing library's.
+    pub fn svg(&self, mark: &str) -> Result<String> {
+        svg::curve(&format!("{}{mark}", self.storm), "containers per second", &self.lines)
+    }
+
+    /// File of the drawing: "curve-detach-tmpfs-shared-parent-10-layers.svg".
+    pub fn file(&self) -> String {
+        format!("curve-{}.svg", self.storm.replace([',', ' '], "-").replace("--", "-"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::fixture;
+
+    fn sweep() -> Run {
+        let mut run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)]);
+        let mut more = run.clone();
+        for stored in &mut more.samples {
+            stored.sample.point.cpus = 8;
+            stored.sample.elapsed_ns = stored.sample.elapsed_ns.map(|ns| ns / 3);
+        }
+        more.manifest.boots.iter_mut().for_each(|boot| boot.cpus = 8);
+        run.samples.extend(more.samples);
+        run.manifest.boots.extend(more.manifest.boots);
+        run
+    }
+
+    #[test]
+    fn a_sweep_has_a_line_for_each_kernel() {
+        let curves = curves(&sweep());
+        assert_eq!((curves.len(), curves[0].lines.len()), (1, 2));
+        let places = &curves[0].lines[1].places;
+        assert_eq!((curves[0].lines[1].name.as_str(), places[0].cpus, places[1].cpus), ("patched", 2, 8));
+        assert!((places[1].mean / places[0].mean - 3.0).abs() < 0.01, "{places:?}");
+        assert_eq!((places[0].boots, curves[0].lines[0].places[0].boots), (3, 6));
+        assert!(places[0].low < places[0].mean && places[0].mean < places[0].high);
+    }
+
+    #[test]
+    fn one_number_of_cpus_is_no_curve() {
+        assert!(curves(&fixture::run(&[(Arm::Baseline, 100.0)])).is_empty());
+    }
+
+    #[test]
+    fn a_curve_is_a_table_and_a_drawing() {
+        let curve = &curves(&sweep())[0];
+        let text = curve.markdown();
+        assert!(text.starts_with("| CPUs | 2 | 8 |\n|---|---:|---:|\n| mainline | 100 (9"), "{text}");
+        let svg = curve.svg(" (simulated)").unwrap();
+        assert!(svg.contains("(simulated)") && svg.contains("patched") && svg.contains("<polyline"), "{svg}");
+        assert_eq!(curve.file(), "curve-detach-tmpfs-shared-parent-3-layers.svg");
+    }
+}
