@@ -433,7 +433,7 @@ fn write_summary() {
     let plugin = plugin();
     let rate = machine().rate;
     let total = Region::between(&plugin.start, &snapshot(), |ticks| rate.ns(ticks));
-    let summary = Summary::new(&plugin.options, total, &plugin.regions);
+    let summary = Summary::new(&plugin.options, raw::max_rss_kib(), total, &plugin.regions);
     match &plugin.options.summary {
         Some(path) => save(path, &summary.json()),
         None => eprintln!("{}", summary.json()),

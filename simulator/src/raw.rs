@@ -45,6 +45,16 @@ pub fn host_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// The most memory that this process has had at once, KiB.
+pub fn max_rss_kib() -> u64 {
+    // SAFETY: an all-zero rusage is one; the kernel fills it.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        call(libc::SYS_getrusage, [libc::RUSAGE_SELF as usize, &raw mut usage as usize, 0, 0, 0, 0]);
+        usage.ru_maxrss as u64
+    }
+}
+
 /// Lets the host's other threads run.
 pub fn host_yield() {
     // SAFETY: no arguments.

@@ -31,6 +31,8 @@ pub struct Summary<'a> {
     spin_insns: u64,
     seed: u64,
     vcpus: usize,
+    /// The most memory that QEMU has had at once.
+    max_rss_kib: u64,
     /// From power-on to now.
     total: Region,
     /// What the guest marked.
@@ -39,7 +41,7 @@ pub struct Summary<'a> {
 
 impl<'a> Summary<'a> {
     /// Of a machine with these options.
-    pub fn new(options: &Options, total: Region, regions: &'a [Region]) -> Summary<'a> {
+    pub fn new(options: &Options, max_rss_kib: u64, total: Region, regions: &'a [Region]) -> Summary<'a> {
         Summary {
             schema: SCHEMA,
             quantum_insns: options.quantum,
@@ -48,6 +50,7 @@ impl<'a> Summary<'a> {
             spin_insns: options.spin,
             seed: options.seed,
             vcpus: total.instructions.len(),
+            max_rss_kib,
             total,
             regions,
         }
@@ -69,7 +72,7 @@ mod tests {
         let options = Options { seed: 3, ..Options::default() };
         let end = Snapshot { ticks: vec![7; 64], paused: vec![0; 64], ..Snapshot::default() };
         let total = Region::between(&Snapshot::default(), &end, |ticks| ticks);
-        let text = Summary::new(&options, total, &[]).json();
+        let text = Summary::new(&options, 7, total, &[]).json();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&value["schema"], &value["seed"], &value["vcpus"]), (&SCHEMA.into(), &3.into(), &64.into()));
         assert_eq!(value["regions"], serde_json::json!([]));

@@ -43,7 +43,7 @@ const AMOUNT: Amount = Amount { containers: 32, boots: 5, iterations: 3, warmup_
 const AMOUNT_SIMULATED: Amount = Amount { containers: 64, boots: 4, iterations: 1, warmup_iterations: 0 };
 
 fn amount(info: &MachineInfo) -> Amount {
-    if info.simulated { AMOUNT_SIMULATED } else { AMOUNT }
+    if info.has_virtual_time() { AMOUNT_SIMULATED } else { AMOUNT }
 }
 
 /// Runs or resumes a bench, writes its reports, prints the table; returns the exit code.
@@ -131,7 +131,7 @@ impl Lab<'_> {
         let opened = machine::open(kind, &first, setting, &mut *events)?;
         events.hear(&Event::Note(opened.why));
         let info = opened.machine.info().clone();
-        let sweep = if info.simulated && flags.topology.is_none() { SWEEP.to_vec() } else { vec![info.cpus] };
+        let sweep = if info.has_virtual_time() && flags.topology.is_none() { SWEEP.to_vec() } else { vec![info.cpus] };
         let mut fleet = Fleet::from([(info.cpus, opened.machine)]);
         let all = if flags.cpus.is_empty() { &sweep } else { &flags.cpus };
         let kind = MachineKind::parse(&info.kind)?;
@@ -222,7 +222,7 @@ fn manifest(
         warmup_iterations: flags.warmup_iterations.unwrap_or(amount.warmup_iterations),
         descriptors_inherited: match flags.descriptor_race {
             Some(switch) => switch == Switch::On,
-            None => !info.simulated,
+            None => !info.has_virtual_time(),
         },
         boots: plan::plan(flags.boots.unwrap_or(amount.boots), candidate.is_some(), &cpus, flags.seed),
         warnings: warning::collect(info),

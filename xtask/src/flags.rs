@@ -22,6 +22,8 @@ pub enum Command {
     Bench(BenchFlags),
     /// Unit tests, lints, series checks, then the suite in guests on mainline and on the patched kernel
     Test(TestFlags),
+    /// Flame graphs and what happens under the mount locks, for two kernels, on the simulated machine
+    Profile(ProfileFlags),
     /// May the simulated machine be believed? Loads with known answers, the same boot again, a busy host
     Selfcheck(SelfcheckFlags),
     /// Say what this host lacks and why, and install it after a yes
@@ -150,6 +152,51 @@ pub struct TestFlags {
     pub lane: String,
     #[command(flatten)]
     pub machine: MachineFlags,
+    #[command(flatten)]
+    pub source: SourceFlags,
+    #[command(flatten)]
+    pub setup: SetupFlags,
+}
+
+/// Flags of `profile`.
+#[derive(Clone, Debug, Args)]
+pub struct ProfileFlags {
+    /// The kernel to look into, spelled as in `bench --kernel`
+    #[arg(long, default_value = "patched", value_name = "KERNEL")]
+    pub kernel: String,
+    /// The kernel to hold it against
+    #[arg(long, default_value = "mainline", value_name = "KERNEL")]
+    pub baseline: String,
+    /// containerd's sequence of calls
+    #[arg(long, default_value = "detach", value_name = "PROFILE")]
+    pub profile: ProfileFlag,
+    /// File system below the layers
+    #[arg(long, default_value = "tmpfs", value_name = "STORAGE")]
+    pub storage: StorageFlag,
+    /// Propagation of the mount that the storm happens below
+    #[arg(long, default_value = "shared", value_name = "TYPE")]
+    pub propagation: PropagationFlag,
+    /// Image layers per container
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub layers: u32,
+    /// Container starts [default: the CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub containers: Option<u32>,
+    /// CPUs of the simulated machine
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub cpus: u32,
+    /// Time that a CPU is awake between two samples of its stack, ns
+    #[arg(long, default_value_t = 10_000, value_name = "NS", value_parser = clap::value_parser!(u64).range(100..))]
+    pub period_ns: u64,
+    /// Seed of every choice in the guest and of the order of its CPUs
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seed: u64,
+    /// simulated (auto means the same here)
+    #[arg(long, default_value = "simulated", value_name = "MACHINE")]
+    pub machine: String,
+    /// Folder for results
+    #[arg(long, default_value = "results", value_name = "DIR")]
+    pub results: PathBuf,
     #[command(flatten)]
     pub source: SourceFlags,
     #[command(flatten)]

@@ -15,6 +15,7 @@ mod machine;
 mod measure;
 mod plan;
 mod process;
+mod profile;
 mod progress;
 mod report;
 mod results;
@@ -55,6 +56,7 @@ fn run(flags: &Flags, events: Events<'_>) -> Result<Exit> {
     match &flags.command {
         Command::Bench(flags) => bench::bench(flags, &root, events),
         Command::Test(flags) => test::test(flags, &root, events),
+        Command::Profile(flags) => profile::profile(flags, &root, events),
         Command::Selfcheck(flags) => selfcheck::selfcheck(flags, &root, events),
         Command::Setup(flags) => setup::ensure(flags, events).map(|()| Exit::Success),
         Command::Kernel(command) => kernel(command, &root, events),

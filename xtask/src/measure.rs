@@ -6,7 +6,7 @@ use crate::kernel::Kernel;
 use crate::machine::{Boot, BootLog, Limits, Machine, Region};
 use crate::plan::SplitMix64;
 use crate::process::check_interrupt;
-use crate::results::{Arm, Manifest, PlannedBoot, Run, StoredSample};
+use crate::results::{Arm, Cost, Manifest, PlannedBoot, Run, StoredSample};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, Sample, StormJob, Work};
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ pub fn measure(run: &mut Run, fleet: &Fleet, guest: &Path, events: Events<'_>) -
 
 /// How many boots may run at once: one on each CPU of the host where time is virtual, else one.
 fn side_by_side(fleet: &Fleet) -> usize {
-    let virtual_time = fleet.values().all(|machine| machine.info().simulated);
+    let virtual_time = fleet.values().all(|machine| machine.info().has_virtual_time());
     if virtual_time { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) } else { 1 }
 }
 
@@ -129,7 +129,15 @@ impl Plan<'_> {
         let machine = self.fleet.get(&planned.cpus).context("the plan has a number of CPUs without a machine")?;
         let limits = LIMITS.times(machine.patience());
         let machine_seed = machine_seed(planned);
-        let boot = Boot { kernel: Some(kernel), guest: self.guest, job: &job, dir: &dir, limits, machine_seed };
+        let boot = Boot {
+            kernel: Some(kernel),
+            guest: self.guest,
+            job: &job,
+            dir: &dir,
+            limits,
+            machine_seed,
+            evidence: None,
+        };
         let mut forward = Forward(reports);
         let log = boot_any(machine.as_ref(), &boot, &boot_name(manifest, planned), &mut forward)?;
         log.failure().map_or(Ok(()), Err)?;
@@ -197,7 +205,9 @@ fn samples(log: &BootLog, planned: &PlannedBoot) -> Result<Vec<StoredSample>> {
         GuestEvent::Sample(sample) => Some(sample.clone()),
         _ => None,
     });
-    let stored = |sample, region| StoredSample { arm: planned.arm, boot: planned.boot, sample, region };
+    let memory_mib = log.summary.as_ref().map_or(0, |summary| summary.max_rss_kib / 1024);
+    let cost = Some(Cost { wall_s: log.wall_s, memory_mib });
+    let stored = |sample, region| StoredSample { arm: planned.arm, boot: planned.boot, sample, region, cost };
     let Some(summary) = &log.summary else { return Ok(samples.map(|sample| stored(sample, None)).collect()) };
     let samples: Vec<Sample> = samples.collect();
     if samples.len() != summary.regions.len() {

@@ -90,6 +90,18 @@ pub struct StoredSample {
     /// What the simulated machine counted meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<Region>,
+    /// What the boot has cost the host: the same for all samples of a boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+}
+
+/// What a boot has cost the host.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Real time from start to end, in seconds.
+    pub wall_s: f64,
+    /// The most memory that the machine has had at once, MiB; simulated machines alone count it.
+    pub memory_mib: u64,
 }
 
 /// What tells one boot from the others of a run.
@@ -239,6 +251,14 @@ impl Run {
     }
 }
 
+/// `<date>-<name>-<n>` below a folder, with the first free n.
+///
+/// # Errors
+/// It cannot be made.
+pub fn new_dated_dir(parent: &Path, name: &str) -> Result<PathBuf> {
+    numbered_dir(parent, &jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(), name)
+}
+
 /// "baseline", "control", "candidate".
 pub fn arm_name(arm: Arm) -> &'static str {
     match arm {
@@ -252,10 +272,13 @@ pub fn arm_name(arm: Arm) -> &'static str {
 fn new_dir(results: &Path, manifest: &Manifest) -> Result<PathBuf> {
     let date = manifest.started.split('T').next().unwrap_or_default();
     let kernel = manifest.candidate.as_ref().unwrap_or(&manifest.baseline);
+    numbered_dir(&results.join(&manifest.machine.kind), date, &kernel.name)
+}
+
+fn numbered_dir(parent: &Path, date: &str, name: &str) -> Result<PathBuf> {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "@.-".contains(c) { c } else { '-' };
-    let name: String = kernel.name.chars().map(plain).collect();
-    let parent = results.join(&manifest.machine.kind);
-    fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let name: String = name.chars().map(plain).collect();
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     for n in 1..10_000 {
         let dir = parent.join(format!("{date}-{name}-{n}"));
         match fs::create_dir(&dir) {
@@ -417,6 +440,7 @@ pub mod fixture {
             boot,
             sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle },
             region: None,
+            cost: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
-use crate::failure::Exit;
+use crate::failure::{Exit, exit_code};
 use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Workshop};
 use crate::machine::{Boot, Fallback, Limits, Machine, MachineKind, Setting, Topology};
@@ -73,6 +73,7 @@ pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> 
     totals.add(series(&workshop, events));
     if !flags.no_guests {
         totals.add(guests(flags, &workshop, &kind, &topology, events)?);
+        totals.add(selfcheck(&workshop, events)?);
     }
     println!("{totals}");
     Ok(if totals.failed == 0 { Exit::Success } else { Exit::Regression })
@@ -151,6 +152,20 @@ fn series(workshop: &Workshop<'_>, events: Events<'_>) -> Totals {
     }
 }
 
+/// Holds the simulated machine to its known answers; skipped, and said so, where no QEMU for it can be had.
+fn selfcheck(workshop: &Workshop<'_>, events: Events<'_>) -> Result<Totals> {
+    match machine::find_simulator(workshop.cache, &mut *events) {
+        Err(error) if exit_code(&error) == Exit::Unavailable => {
+            println!("selfcheck: skipped: {error:#}");
+            return Ok(Totals { skipped: 1, ..Totals::default() });
+        }
+        found => found?,
+    }
+    let (passed, failed) = crate::selfcheck::quick(workshop, events)?;
+    println!("selfcheck: {passed} held, {failed} did not");
+    Ok(Totals { passed, failed, skipped: 0 })
+}
+
 /// Runs the suite in one guest per kernel: mainline first, because mainline is the reference.
 fn guests(
     flags: &TestFlags,
@@ -188,7 +203,8 @@ fn suite(
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let work = Work::Suite(SuiteJob { filter: flags.filter.clone(), trial_limit_s: TRIAL_LIMIT_S });
     let job = Job { protocol: PROTOCOL, seed: 1, work };
-    let boot = Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS, machine_seed: 1 };
+    let boot =
+        Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS, machine_seed: 1, evidence: None };
     let name = format!("suite on {} ({})", kernel.name, flags.lane);
     let log = measure::boot_any(machine, &boot, &name, events)?;
     let trials = trials(&log.events);

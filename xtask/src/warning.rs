@@ -20,6 +20,12 @@ struct Host {
 pub fn collect(machine: &MachineInfo) -> Vec<String> {
     if machine.kind == "mock" {
         vec!["the machine is a mock: its figures are made up".into()]
+    } else if machine.has_virtual_time() {
+        // Whatever the host does meanwhile, it cannot be seen in virtual time.
+        vec![
+            "figures are simulated: ARCHITECTURE.md says what the model leaves out (caches, SMT, interrupts' cost)"
+                .into(),
+        ]
     } else {
         judge(machine, &read())
     }
@@ -102,6 +108,12 @@ mod tests {
             topology: "smoke".into(),
             simulated: false,
         }
+    }
+
+    #[test]
+    fn virtual_time_knows_no_busy_host() {
+        let warnings = collect(&machine("simulated", 96));
+        assert!(warnings.len() == 1 && warnings[0].contains("leaves out"), "{warnings:?}");
     }
 
     const QUIET: Host = Host { cpus: 4, load_1min: 0.1, free_mib: 8000, governor: None, hypervisor: false };

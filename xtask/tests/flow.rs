@@ -64,6 +64,21 @@ fn a_bench_prints_one_table_and_leaves_a_whole_run() {
 }
 
 #[test]
+fn a_sweep_draws_its_curve_and_can_be_resumed() {
+    let bench = Bench::new();
+    let output = bench.bench("mock:die@5", &["--cpus", "4,1", "--profile", "detach"]);
+    assert_eq!(code(&output), 6, "{}", stderr(&output));
+    let output = bench.bench("mock:patched=0.5", &["--resume"]);
+    assert!([0, 75].contains(&code(&output)), "{}", stderr(&output));
+    assert!(stdout(&output).contains("mean (slowest .. fastest boot) by CPUs"), "{}", stdout(&output));
+    let run = bench.first_run();
+    let curve = Path::new(&run).join("curve-detach-tmpfs-shared-parent-10-layers.svg");
+    assert!(curve.exists() && Path::new(&run).join("baseline/cpus-4-boot-1").exists());
+    assert!(std::fs::read_to_string(Path::new(&run).join("report.md")).unwrap().contains("| CPUs | 1 | 4 |"));
+    assert_eq!(code(&bench.run(&["test", "--machine", "mock", "--cpus", "1,2"])), 2);
+}
+
+#[test]
 fn a_slower_candidate_is_exit_1() {
     assert_eq!(code(&Bench::new().bench("mock:patched=2", &[])), 1);
 }

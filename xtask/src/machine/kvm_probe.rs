@@ -38,7 +38,15 @@ pub fn probe(setting: &Setting<'_>) -> Result<Probe> {
     let dir = tempfile::tempdir_in(setting.cache.dir()).context("cannot make a folder for the KVM probe")?;
     let job = Job { protocol: PROTOCOL, seed: 0, work: Work::Hello };
     let limits = Limits { hello: LIMIT, silence: LIMIT, total: LIMIT };
-    let boot = Boot { kernel: Some(kernel), guest: setting.guest, job: &job, dir: dir.path(), limits, machine_seed: 0 };
+    let boot = Boot {
+        kernel: Some(kernel),
+        guest: setting.guest,
+        job: &job,
+        dir: dir.path(),
+        limits,
+        machine_seed: 0,
+        evidence: None,
+    };
     // The smallest shape: 96 CPUs can take their time to start, which would say nothing about KVM.
     let log = Qemu::new(Accel::Kvm, &Topology::load("smoke")?)?.boot(&boot, &mut |_| ())?;
     match log.end {

@@ -48,8 +48,15 @@ fn boot(mock: &Mock, work: Work) -> BootLog {
     let job = Job { protocol: PROTOCOL, seed: 1, work };
     let kernel = kernel("mainline");
     let mut heard = 0;
-    let boot =
-        Boot { kernel: Some(&kernel), guest: Path::new("/g"), job: &job, dir: dir.path(), limits, machine_seed: 1 };
+    let boot = Boot {
+        kernel: Some(&kernel),
+        guest: Path::new("/g"),
+        job: &job,
+        dir: dir.path(),
+        limits,
+        machine_seed: 1,
+        evidence: None,
+    };
     let log = mock.boot(&boot, &mut |_| heard += 1).unwrap();
     assert_eq!(heard, log.events.len());
     log
@@ -122,8 +129,15 @@ fn raw(lines: &str, console: &str) -> Result<BootLog> {
     let limits = Limits { hello: SILENCE, silence: SILENCE, total: SILENCE };
     let job = Job { protocol: PROTOCOL, seed: 1, work: Work::Hello };
     let kernel = kernel("mainline");
-    let boot =
-        Boot { kernel: Some(&kernel), guest: Path::new("/g"), job: &job, dir: dir.path(), limits, machine_seed: 1 };
+    let boot = Boot {
+        kernel: Some(&kernel),
+        guest: Path::new("/g"),
+        job: &job,
+        dir: dir.path(),
+        limits,
+        machine_seed: 1,
+        evidence: None,
+    };
     watch(&mut Ended, &boot, &mut |_| ())
 }
 

@@ -17,7 +17,9 @@ mod virtme;
 mod watch;
 
 pub use kind::MachineKind;
-pub use simulated::{Model, Region};
+#[cfg(test)]
+pub use simulated::Waits;
+pub use simulated::{Evidence, Model, Region};
 pub use topology::Topology;
 
 use crate::cache::Cache;
@@ -48,6 +50,13 @@ pub struct MachineInfo {
     pub simulated: bool,
 }
 
+impl MachineInfo {
+    /// Whether its time is virtual: the host's load cannot disturb it, and machines run side by side do not disturb each other.
+    pub fn has_virtual_time(&self) -> bool {
+        self.kind == qemu_args::Accel::Simulated.name()
+    }
+}
+
 /// One boot to make.
 pub struct Boot<'a> {
     /// The kernel; `None` on the `host` machine, which has one already.
@@ -58,6 +67,8 @@ pub struct Boot<'a> {
     pub job: &'a Job,
     /// Seed of what the machine itself draws: the simulated one, in which order its CPUs take turns.
     pub machine_seed: u64,
+    /// What the simulated machine is to tell besides; others have nothing to tell.
+    pub evidence: Option<&'a Evidence>,
     /// Empty folder for this boot's console.log and events.jsonl.
     pub dir: &'a Path,
     /// How long to wait for what.
@@ -195,6 +206,14 @@ pub fn check(kind: &MachineKind) -> Result<()> {
         // The simulated machine can do with a QEMU that it fetches.
         MachineKind::Simulated | MachineKind::Virtme | MachineKind::Mock(_) => Ok(()),
     }
+}
+
+/// Makes sure that a QEMU for the simulated machine is there.
+///
+/// # Errors
+/// None is, and none can be fetched: unavailable.
+pub fn find_simulator(cache: &Cache, events: Events<'_>) -> Result<()> {
+    simulated::find_qemu(cache, events)
 }
 
 /// Boots with the guest's console on this terminal, and waits until the guest ends.

@@ -5,7 +5,7 @@ use super::{interval, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC, Row, of_run};
 use crate::kernel::Kernel;
 use crate::process::shown;
-use crate::results::Run;
+use crate::results::{BootKey, Cost, Run};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -27,6 +27,7 @@ pub fn report(run: &Run, comparison: &Comparison) -> String {
         throughput(comparison),
         setting(run, comparison),
         latencies(comparison),
+        cost(run),
         oracles(run),
         READING.to_owned() + "\n",
     ];
@@ -122,6 +123,29 @@ fn kernel(kernel: &Kernel) -> String {
     format!("{name}: Linux {base}, {patches}, kconfig {}, key {key}, {compiler}", kernel.kconfig.join("+"))
 }
 
+/// What the boots have cost the host, by number of CPUs. Runs from before this was counted have none.
+fn cost(run: &Run) -> String {
+    let mut costs: BTreeMap<u32, BTreeMap<BootKey, Cost>> = BTreeMap::new();
+    for stored in &run.samples {
+        if let Some(cost) = stored.cost {
+            costs.entry(stored.sample.point.cpus).or_default().insert(stored.key(), cost);
+        }
+    }
+    if costs.is_empty() {
+        return String::new();
+    }
+    let row = |(cpus, boots): (&u32, &BTreeMap<BootKey, Cost>)| {
+        let wall_s = boots.values().map(|cost| cost.wall_s).sum::<f64>() / boots.len() as f64;
+        let memory_mib = boots.values().map(|cost| cost.memory_mib).max().unwrap_or(0);
+        let memory = if memory_mib == 0 { "not counted".to_owned() } else { format!("{memory_mib} MiB") };
+        format!("| {cpus} | {} | {wall_s:.1} s | {memory} |\n", boots.len())
+    };
+    let rows: String = costs.iter().map(row).collect();
+    format!(
+        "## What it cost the host\n\n| CPUs | boots | wall time of one, mean | memory of one, most |\n|---:|---:|---:|---:|\n{rows}"
+    )
+}
+
 fn oracles(run: &Run) -> String {
     let mut checks: BTreeMap<&str, u64> = BTreeMap::new();
     for (name, count) in run.samples.iter().flat_map(|stored| &stored.sample.oracle.checks) {
@@ -185,6 +209,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_boot_is_counted_once_in_the_cost() {
+        let mut run = fixture::run(&[(Arm::Baseline, 100.0)]);
+        assert_eq!(cost(&run), "");
+        run.samples.iter_mut().for_each(|stored| stored.cost = Some(Cost { wall_s: 2.5, memory_mib: 300 }));
+        assert!(cost(&run).contains("| 2 | 3 | 2.5 s | 300 MiB |"), "{}", cost(&run));
     }
 
     #[test]

@@ -121,6 +121,16 @@ pub fn equal(name: &str, limit: f64, boots: &[Vec<Region>]) -> Check {
     Check::new(name.to_owned(), format!("{words}, {total} ns in {} regions", first.len()), limit, worst)
 }
 
+/// Whether evidence saw each store to the sequence of `mount_lock`: the word itself says how many there were.
+pub fn proven(regions: &[Region]) -> Check {
+    let missed: Vec<Option<i64>> = regions.iter().map(|region| region.sequence_stores_missed).collect();
+    let name = "evidence has seen each store to the sequence of mount_lock".to_owned();
+    let stores = |region: &Region| region.evidence.as_ref()?.get("mount_lock_increments").copied();
+    let total: u64 = regions.iter().filter_map(stores).sum();
+    let off = if !missed.is_empty() && missed.iter().all(|missed| *missed == Some(0)) { 0.0 } else { f64::INFINITY };
+    Check::new(name, format!("{total} stores"), 0.0, off)
+}
+
 /// The checks as lines of text.
 pub fn table(checks: &[Check]) -> String {
     let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
@@ -184,6 +194,12 @@ mod tests {
     fn the_spread_over_seeds_is_a_sample_deviation() {
         let quantum = Quantum::of(100, &[9e6, 11e6]);
         assert!((quantum.mean_ms - 10.0).abs() < 1e-9 && (quantum.deviation - 0.1414).abs() < 1e-3, "{quantum:?}");
+    }
+
+    #[test]
+    fn evidence_that_missed_a_store_is_found() {
+        let of = |missed| proven(&[Region { sequence_stores_missed: missed, ..region(1) }]).held;
+        assert!(of(Some(0)) && !of(Some(1)) && !of(None) && !proven(&[]).held);
     }
 
     #[test]

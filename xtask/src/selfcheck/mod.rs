@@ -7,8 +7,9 @@ use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
 use crate::flags::SelfcheckFlags;
 use crate::kernel::{Kernel, Workshop};
-use crate::machine::{self, Boot, Fallback, Limits, MachineKind, Model, Region, Setting, Topology};
+use crate::machine::{self, Boot, Evidence, Fallback, Limits, MachineKind, Model, Region, Setting, Topology};
 use crate::measure::boot_any;
+use crate::profile::Symbols;
 use crate::results::write_atomically;
 use crate::{guest, setup, warning};
 use anyhow::{Context, Result};
@@ -34,6 +35,9 @@ const EQUAL_BOOTS: u64 = 5;
 /// Windows whose effect is measured, in instructions, and seeds for each.
 const QUANTA: [u64; 5] = [50, 100, 500, 1000, 2000];
 const SEEDS: u64 = 6;
+
+/// Time between two samples of a CPU, when the storm is looked into.
+const PERIOD_NS: u64 = 10_000;
 
 /// Limits of one boot: a busy host may take some times as long.
 const LIMITS: Limits =
@@ -104,7 +108,7 @@ fn find(workshop: &Workshop<'_>, full: bool, events: Events<'_>) -> Result<Findi
         Setting { root, cache, kernel: Some(&kernel), guest: &guest, fallback: Fallback::Simulated, model: None };
     let lab = Lab { setting, kernel: &kernel, guest: &guest };
     let mut checks = lab.known_answers(&mut *events)?;
-    checks.push(lab.same_boots(&mut *events)?);
+    checks.extend(lab.same_boots(&mut *events)?);
     let quanta = if full { lab.quanta(&mut *events)? } else { Vec::new() };
     let machine = machine::open(&MachineKind::Simulated, &topology(LOAD_CPUS)?, &lab.setting, events)?;
     let info = machine.machine.info();
@@ -133,15 +137,20 @@ impl Lab<'_> {
         Ok(found)
     }
 
-    /// A storm of one seed, booted again and again.
-    fn same_boots(&self, events: Events<'_>) -> Result<Check> {
+    /// A storm of one seed, booted again and again, and once more while it is looked into.
+    fn same_boots(&self, events: Events<'_>) -> Result<Vec<Check>> {
         let mut regions = Vec::new();
         for number in 1..=EQUAL_BOOTS {
             let order = Order { cpus: STORM_CPUS, seed: 1, quantum_insns: None, work: storm_work() };
             regions.push(self.boot(&order, &format!("storm, boot {number} of {EQUAL_BOOTS}"), &mut *events)?);
         }
         let name = format!("{EQUAL_BOOTS} boots of one kernel and seed, a storm on {STORM_CPUS} CPUs");
-        Ok(checks::equal(&name, 0.01, &regions))
+        let same = checks::equal(&name, 0.01, &regions);
+        let order = Order { cpus: STORM_CPUS, seed: 1, quantum_insns: None, work: storm_work() };
+        let looked_into = self.boot_with(&order, "storm, looked into", true, &mut *events)?;
+        let plain = regions.swap_remove(0);
+        let free = checks::equal("evidence and stacks cost no virtual time", 0.0, &[plain, looked_into.clone()]);
+        Ok(vec![same, free, checks::proven(&looked_into)])
     }
 
     /// The same storm with windows of different length, some seeds each.
@@ -161,11 +170,19 @@ impl Lab<'_> {
 
     /// The regions of one boot.
     fn boot(&self, order: &Order, name: &str, events: Events<'_>) -> Result<Vec<Region>> {
+        self.boot_with(order, name, false, events)
+    }
+
+    /// The same, looked into or not.
+    fn boot_with(&self, order: &Order, name: &str, looked_into: bool, events: Events<'_>) -> Result<Vec<Region>> {
         let mut model = Model::load()?;
         model.quantum_insns = order.quantum_insns.unwrap_or(model.quantum_insns);
         let setting = Setting { model: Some(model), ..self.setting };
         let machine = machine::open(&MachineKind::Simulated, &topology(order.cpus)?, &setting, &mut *events)?.machine;
         let dir = tempfile::tempdir_in(self.setting.cache.dir())?;
+        let symbols = if looked_into { Some(Symbols::read(&self.kernel.vmlinux)?) } else { None };
+        let evidence = symbols.map(|symbols| Evidence::new(dir.path(), &symbols.for_simulator(), Some(PERIOD_NS)));
+        let evidence = evidence.transpose()?;
         let job = Job { protocol: PROTOCOL, seed: order.seed, work: order.work.clone() };
         let boot = Boot {
             kernel: Some(self.kernel),
@@ -174,6 +191,7 @@ impl Lab<'_> {
             dir: dir.path(),
             limits: LIMITS,
             machine_seed: order.seed,
+            evidence: evidence.as_ref(),
         };
         let log = boot_any(machine.as_ref(), &boot, name, &mut *events)?;
         log.failure().map_or(Ok(()), Err)?;

@@ -1,17 +1,22 @@
 //! The simulated machine: QEMU's translator with the simulator in it, many CPUs side by side on one host core and a virtual clock.
 
+mod evidence;
 mod library;
 mod model;
 mod program;
 mod summary;
 
+pub use evidence::Evidence;
 pub use model::Model;
+#[cfg(test)]
+pub use summary::Waits;
 pub use summary::{Region, Summary};
 
 use super::qemu::boot_qemu;
 use super::qemu_args::{Accel, arguments};
 use super::topology::Topology;
 use super::{Boot, BootLog, Machine, MachineInfo, Setting};
+use crate::cache::Cache;
 use crate::event::Events;
 use anyhow::Result;
 use mount_storms::protocol::GuestEvent;
@@ -62,7 +67,7 @@ impl Simulated {
             format!("seed={}", boot.machine_seed),
             format!("summary={}", summary.display()),
         ];
-        words.join(",")
+        words.join(",") + &boot.evidence.map(|evidence| evidence.arguments(self.model.mips)).unwrap_or_default()
     }
 
     fn command(&self, boot: &Boot<'_>, summary: &Path, machine: Vec<String>) -> Command {
@@ -70,6 +75,14 @@ impl Simulated {
         command.args(machine).arg("-plugin").arg(self.plugin(boot, summary));
         command
     }
+}
+
+/// Makes sure that a QEMU is there.
+///
+/// # Errors
+/// As [`Program::find`].
+pub fn find_qemu(cache: &Cache, events: Events<'_>) -> Result<()> {
+    Program::find(cache, events).map(drop)
 }
 
 impl Machine for Simulated {

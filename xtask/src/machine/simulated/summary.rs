@@ -16,6 +16,8 @@ pub struct Summary {
     schema: u32,
     /// The measured regions, in the order of their ends.
     pub regions: Vec<Region>,
+    /// The most memory that QEMU has had at once.
+    pub max_rss_kib: u64,
     /// From power-on to the end.
     pub total: Region,
 }
@@ -43,9 +45,26 @@ pub struct Region {
     pub instructions: Vec<u64>,
     /// Time spent in PAUSE, in ticks, by vCPU.
     pub paused: Vec<u64>,
+    /// Time spent in PAUSE by the address of the instruction, in hexadecimal. Not kept: without the kernel it means nothing.
+    #[serde(default, skip_serializing)]
+    pub waits: BTreeMap<String, Waits>,
     /// Evidence, if it was asked for: counts by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub evidence: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<BTreeMap<String, u64>>,
+    /// How many stores to the sequence of `mount_lock` the evidence has missed: its own proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence_stores_missed: Option<i64>,
+}
+
+/// What the `pause` at one address came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    /// Times executed.
+    pub pauses: u64,
+    /// Those in which the vCPU was not run until what it looked at changed.
+    pub parks: u64,
+    /// Time that they took.
+    pub ticks: u64,
 }
 
 impl Summary {
@@ -84,7 +103,7 @@ impl Region {
 mod tests {
     use super::*;
 
-    const TEXT: &str = r#"{"schema": 2, "vcpus": 2, "seed": 3,
+    const TEXT: &str = r#"{"schema": 2, "vcpus": 2, "seed": 3, "max_rss_kib": 1,
         "total": {"begin_ns": 0, "virtual_ns": 9, "host_ns": 1, "rounds": 1, "switches": 1, "warps": 0, "warped_ns": 0, "mutex_waits": 0,
                   "exclusive_waits": 7, "tsc_reads": 0, "outside_waits": 0, "instructions": [5, 6], "pauses": [0, 1], "paused": [0, 45]},
         "regions": []}"#;
