@@ -1,7 +1,7 @@
 //! A kernel's symbols, from its vmlinux: where the simulator has to look, and which function an address is in.
 
 use anyhow::{Context, Result};
-use object::{Object, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -48,14 +48,22 @@ impl Symbols {
         let mut symbols = Symbols::default();
         for symbol in file.symbols() {
             let Ok(name) = symbol.name() else { continue };
-            if symbol.kind() == SymbolKind::Text && symbol.size() > 0 {
-                symbols.functions.insert(symbol.address(), (symbol.size(), name.to_owned()));
+            if is_function(&file, &symbol) {
+                symbols.add_function(symbol.address(), symbol.size(), name);
             } else if DATA.contains(&name) {
                 symbols.data.insert(name.to_owned(), symbol.address());
             }
         }
         symbols.check().with_context(|| format!("{}", vmlinux.display()))?;
         Ok(symbols)
+    }
+
+    /// Where several symbols share an address, the one with a size is the function and the others are its labels.
+    fn add_function(&mut self, address: u64, size: u64, name: &str) {
+        let known = self.functions.get(&address).map_or(0, |(size, _)| *size);
+        if size > known || !self.functions.contains_key(&address) {
+            self.functions.insert(address, (size, name.to_owned()));
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -87,15 +95,28 @@ impl Symbols {
         text
     }
 
-    /// The function that an address is in; user space has no names.
+    /// The function that an address is in; user space has no names. A function of unknown size, written in assembly, reaches to the next one.
     pub fn name(&self, address: u64) -> &str {
         if address < KERNEL_MAP {
             return "user space";
         }
         match self.functions.range(..=address).next_back() {
-            Some((start, (size, name))) if address < start + size => plain(name),
+            Some((start, (size, name))) if *size == 0 || address < start + size => plain(name),
             _ => "unknown",
         }
+    }
+}
+
+/// Functions have a size, labels of assembly code have none and lie in executable sections all the same.
+fn is_function<'data>(file: &object::File<'data>, symbol: &object::Symbol<'data, '_>) -> bool {
+    let is_code = || {
+        let section = symbol.section_index().and_then(|index| file.section_by_index(index).ok());
+        section.is_some_and(|section| section.kind() == SectionKind::Text)
+    };
+    match symbol.kind() {
+        SymbolKind::Text => true,
+        SymbolKind::Unknown | SymbolKind::Label => is_code(),
+        _ => false,
     }
 }
 
@@ -123,6 +144,11 @@ mod tests {
         assert_eq!(symbols.name(KERNEL_MAP + 0x140), "unknown");
         assert_eq!(symbols.name(KERNEL_MAP + 0x205), "d_walk");
         assert_eq!(symbols.name(0x40_1000), "user space");
+        let mut symbols = symbols;
+        symbols.add_function(KERNEL_MAP + 0x300, 0, "entry_SYSCALL_64");
+        symbols.add_function(KERNEL_MAP + 0x100, 0, "a_label");
+        assert_eq!(symbols.name(KERNEL_MAP + 0x377), "entry_SYSCALL_64");
+        assert_eq!(symbols.name(KERNEL_MAP + 0x100), "down_write");
     }
 
     #[test]
