@@ -7,7 +7,7 @@ use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
 use crate::flags::SelfcheckFlags;
 use crate::kernel::{Kernel, Workshop};
-use crate::machine::{self, Boot, Evidence, Fallback, Limits, MachineKind, Model, Region, Setting, Topology};
+use crate::machine::{self, Boot, Evidence, Fallback, Limits, Machine, MachineKind, Model, Region, Setting, Topology};
 use crate::measure::boot_any;
 use crate::profile::Symbols;
 use crate::results::write_atomically;
@@ -63,10 +63,16 @@ struct Lab<'a> {
 
 /// One boot to make.
 struct Order {
-    cpus: u32,
     seed: u64,
-    quantum_insns: Option<u64>,
     work: Work,
+    looked_into: bool,
+}
+
+impl Order {
+    /// The storm with this seed.
+    fn storm(seed: u64) -> Order {
+        Order { seed, work: storm_work(), looked_into: false }
+    }
 }
 
 /// Runs the command: makes the boots, prints what was found, and writes it into the results folder if it was asked for.
@@ -110,8 +116,8 @@ fn find(workshop: &Workshop<'_>, full: bool, events: Events<'_>) -> Result<Findi
     let mut checks = lab.known_answers(&mut *events)?;
     checks.extend(lab.same_boots(&mut *events)?);
     let quanta = if full { lab.quanta(&mut *events)? } else { Vec::new() };
-    let machine = machine::open(&MachineKind::Simulated, &topology(LOAD_CPUS)?, &lab.setting, events)?;
-    let info = machine.machine.info();
+    let machine = lab.machine(LOAD_CPUS, None, events)?;
+    let info = machine.info();
     Ok(Findings {
         host: warning::host_in_words(),
         machine: format!("{}, {}", info.kind, info.version),
@@ -121,17 +127,14 @@ fn find(workshop: &Workshop<'_>, full: bool, events: Events<'_>) -> Result<Findi
     })
 }
 
-fn topology(cpus: u32) -> Result<Topology> {
-    Topology::load("smoke")?.with_cpus(cpus)
-}
-
 impl Lab<'_> {
     /// Loads whose times are known, on a quiet host and on a busy one.
     fn known_answers(&self, events: Events<'_>) -> Result<Vec<Check>> {
         let loads = checks::loads(LOAD_CPUS);
-        let order = || Order { cpus: LOAD_CPUS, seed: 1, quantum_insns: None, work: load_work(&loads) };
-        let quiet = self.boot(&order(), "loads", &mut *events)?;
-        let busy = while_busy(|| self.boot(&order(), "loads, host busy", &mut *events))?;
+        let order = Order { seed: 1, work: load_work(&loads), looked_into: false };
+        let machine = self.machine(LOAD_CPUS, None, &mut *events)?;
+        let quiet = self.boot(machine.as_ref(), &order, "loads", &mut *events)?;
+        let busy = while_busy(|| self.boot(machine.as_ref(), &order, "loads, host busy", &mut *events))?;
         let mut found = checks::of_loads(&loads, &quiet)?;
         found.push(checks::equal("the same loads while every CPU of the host is busy", 0.01, &[quiet, busy]));
         Ok(found)
@@ -139,15 +142,16 @@ impl Lab<'_> {
 
     /// A storm of one seed, booted again and again, and once more while it is looked into.
     fn same_boots(&self, events: Events<'_>) -> Result<Vec<Check>> {
+        let machine = self.machine(STORM_CPUS, None, &mut *events)?;
         let mut regions = Vec::new();
         for number in 1..=EQUAL_BOOTS {
-            let order = Order { cpus: STORM_CPUS, seed: 1, quantum_insns: None, work: storm_work() };
-            regions.push(self.boot(&order, &format!("storm, boot {number} of {EQUAL_BOOTS}"), &mut *events)?);
+            let name = format!("storm, boot {number} of {EQUAL_BOOTS}");
+            regions.push(self.boot(machine.as_ref(), &Order::storm(1), &name, &mut *events)?);
         }
         let name = format!("{EQUAL_BOOTS} boots of one kernel and seed, a storm on {STORM_CPUS} CPUs");
         let same = checks::equal(&name, 0.01, &regions);
-        let order = Order { cpus: STORM_CPUS, seed: 1, quantum_insns: None, work: storm_work() };
-        let looked_into = self.boot_with(&order, "storm, looked into", true, &mut *events)?;
+        let order = Order { looked_into: true, ..Order::storm(1) };
+        let looked_into = self.boot(machine.as_ref(), &order, "storm, looked into", &mut *events)?;
         let plain = regions.swap_remove(0);
         let free = checks::equal("evidence and stacks cost no virtual time", 0.0, &[plain, looked_into.clone()]);
         Ok(vec![same, free, checks::proven(&looked_into)])
@@ -157,30 +161,31 @@ impl Lab<'_> {
     fn quanta(&self, events: Events<'_>) -> Result<Vec<Quantum>> {
         let mut quanta = Vec::new();
         for quantum in QUANTA {
+            let machine = self.machine(STORM_CPUS, Some(quantum), &mut *events)?;
             let mut times = Vec::new();
             for seed in 1..=SEEDS {
-                let order = Order { cpus: STORM_CPUS, seed, quantum_insns: Some(quantum), work: storm_work() };
                 let name = format!("window of {quantum} instructions, seed {seed} of {SEEDS}");
-                times.extend(self.boot(&order, &name, &mut *events)?.iter().map(|region| region.virtual_ns as f64));
+                let regions = self.boot(machine.as_ref(), &Order::storm(seed), &name, &mut *events)?;
+                times.extend(regions.iter().map(|region| region.virtual_ns as f64));
             }
             quanta.push(Quantum::of(quantum, &times));
         }
         Ok(quanta)
     }
 
-    /// The regions of one boot.
-    fn boot(&self, order: &Order, name: &str, events: Events<'_>) -> Result<Vec<Region>> {
-        self.boot_with(order, name, false, events)
+    /// A machine with so many CPUs, and with another window if told so.
+    fn machine(&self, cpus: u32, quantum_insns: Option<u64>, events: Events<'_>) -> Result<Box<dyn Machine>> {
+        let mut model = Model::load()?;
+        model.quantum_insns = quantum_insns.unwrap_or(model.quantum_insns);
+        let setting = Setting { model: Some(model), ..self.setting };
+        let topology = Topology::load("smoke")?.with_cpus(cpus)?;
+        Ok(machine::open(&MachineKind::Simulated, &topology, &setting, events)?.machine)
     }
 
-    /// The same, looked into or not.
-    fn boot_with(&self, order: &Order, name: &str, looked_into: bool, events: Events<'_>) -> Result<Vec<Region>> {
-        let mut model = Model::load()?;
-        model.quantum_insns = order.quantum_insns.unwrap_or(model.quantum_insns);
-        let setting = Setting { model: Some(model), ..self.setting };
-        let machine = machine::open(&MachineKind::Simulated, &topology(order.cpus)?, &setting, &mut *events)?.machine;
+    /// The regions of one boot.
+    fn boot(&self, machine: &dyn Machine, order: &Order, name: &str, events: Events<'_>) -> Result<Vec<Region>> {
         let dir = tempfile::tempdir_in(self.setting.cache.dir())?;
-        let symbols = if looked_into { Some(Symbols::read(&self.kernel.vmlinux)?) } else { None };
+        let symbols = if order.looked_into { Some(Symbols::read(&self.kernel.vmlinux)?) } else { None };
         let evidence = symbols.map(|symbols| Evidence::new(dir.path(), &symbols.for_simulator(), Some(PERIOD_NS)));
         let evidence = evidence.transpose()?;
         let job = Job { protocol: PROTOCOL, seed: order.seed, work: order.work.clone() };
@@ -193,7 +198,7 @@ impl Lab<'_> {
             machine_seed: order.seed,
             evidence: evidence.as_ref(),
         };
-        let log = boot_any(machine.as_ref(), &boot, name, &mut *events)?;
+        let log = boot_any(machine, &boot, name, &mut *events)?;
         log.failure().map_or(Ok(()), Err)?;
         let regions = log.summary.context("a simulated boot that ended well has a summary")?.regions;
         if let Some(lost) = regions.iter().find_map(Region::lost) {
