@@ -5,9 +5,11 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Serializer, V2Serializer};
+use hdrhistogram::serialization::{Serializer as _, V2Serializer};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -81,15 +83,24 @@ impl Beat {
 /// What one thread of a storm writes down.
 #[derive(Debug)]
 pub struct CallLog<'a> {
+    calls: Calls,
+    beat: &'a Beat,
+}
+
+/// The calls themselves, as one process hands them to another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calls {
     latencies_ns: [Vec<u64>; CallKind::ALL.len()],
     busy: u64,
-    beat: &'a Beat,
+    /// Mounts that were left where they are, because this containerd leaves them.
+    leaked: Vec<PathBuf>,
 }
 
 impl<'a> CallLog<'a> {
     /// An empty log.
     pub fn new(beat: &'a Beat) -> CallLog<'a> {
-        CallLog { latencies_ns: std::array::from_fn(|_| Vec::with_capacity(ROOM)), busy: 0, beat }
+        let latencies_ns = std::array::from_fn(|_| Vec::with_capacity(ROOM));
+        CallLog { calls: Calls { latencies_ns, ..Calls::default() }, beat }
     }
 
     /// Makes a call and logs how long it took, if it succeeded.
@@ -101,7 +112,7 @@ impl<'a> CallLog<'a> {
         let result = call();
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         if result.is_ok() {
-            self.latencies_ns[kind as usize].push(elapsed_ns);
+            self.calls.latencies_ns[kind as usize].push(elapsed_ns);
         }
         self.beat.add();
         result
@@ -109,13 +120,38 @@ impl<'a> CallLog<'a> {
 
     /// Counts a umount2(2) that found its mount busy and has to be made again.
     pub fn add_busy(&mut self) {
-        self.busy += 1;
+        self.calls.busy += 1;
         self.beat.add();
+    }
+
+    /// Remembers a mount that was busy and is left behind.
+    pub fn add_leaked(&mut self, target: &Path) {
+        self.calls.leaked.push(target.to_owned());
+    }
+
+    /// Mounts that were left behind.
+    pub fn leaked(&self) -> &[PathBuf] {
+        &self.calls.leaked
+    }
+
+    /// Adds what another process has logged.
+    pub fn absorb(&mut self, calls: Calls) {
+        for (mine, theirs) in self.calls.latencies_ns.iter_mut().zip(calls.latencies_ns) {
+            mine.extend(theirs);
+        }
+        self.calls.busy += calls.busy;
+        self.calls.leaked.extend(calls.leaked);
+        self.beat.add();
+    }
+
+    /// What was logged, to be handed on.
+    pub fn into_calls(self) -> Calls {
+        self.calls
     }
 
     /// How often a mount was busy.
     pub fn busy(&self) -> u64 {
-        self.busy
+        self.calls.busy
     }
 }
 
@@ -126,7 +162,7 @@ impl<'a> CallLog<'a> {
 pub fn latencies(logs: &[CallLog<'_>]) -> Result<BTreeMap<String, Latency>> {
     let mut by_name = BTreeMap::new();
     for kind in CallKind::ALL {
-        let calls_ns = logs.iter().flat_map(|log| &log.latencies_ns[kind as usize]).copied();
+        let calls_ns = logs.iter().flat_map(|log| &log.calls.latencies_ns[kind as usize]).copied();
         if let Some(latency) = latency(calls_ns)? {
             by_name.insert(kind.name().to_owned(), latency);
         }
@@ -135,7 +171,10 @@ pub fn latencies(logs: &[CallLog<'_>]) -> Result<BTreeMap<String, Latency>> {
 }
 
 /// The distribution of these latencies, in ns; `None` without any.
-fn latency(calls_ns: impl Iterator<Item = u64>) -> Result<Option<Latency>> {
+///
+/// # Errors
+/// As [`latencies`].
+pub fn latency(calls_ns: impl Iterator<Item = u64>) -> Result<Option<Latency>> {
     let mut histogram = Histogram::<u64>::new_with_bounds(1, LONGEST_CALL_NS, SIGNIFICANT_DIGITS)?;
     calls_ns.for_each(|ns| histogram.saturating_record(ns));
     if histogram.is_empty() {

@@ -53,14 +53,89 @@ pub struct StormJob {
     pub iterations: u32,
     /// Untimed iterations before them.
     pub warmup_iterations: u32,
-    /// Whether the child that holds a container's user namespace inherits copies of the guest's descriptors, as containerd's does: a
-    /// plain umount then sees EBUSY now and then, and waits 50 ms. `false` turns that race off.
-    #[serde(default = "containerds_way")]
-    pub descriptors_inherited: bool,
+    /// How containers are started.
+    #[serde(flatten)]
+    pub manner: Manner,
+    /// Who reads beside the storm.
+    #[serde(default)]
+    pub readers: Vec<Reader>,
 }
 
-fn containerds_way() -> bool {
-    true
+/// How containers are started: what containerd does besides its calls on mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manner {
+    /// Whether the child that holds a container's user namespace inherits copies of the guest's descriptors, as containerd's does: a
+    /// plain umount then sees EBUSY now and then, and waits 50 ms. `false` turns that race off.
+    pub descriptors_inherited: bool,
+    /// Whether each container's root is mounted by a process of its own, as a shim is; `false`: by the thread that starts the container.
+    /// Runs from before there were any had none.
+    #[serde(default)]
+    pub shims: bool,
+    /// When each container's user namespace is made.
+    #[serde(default)]
+    pub user_namespaces: UserNamespaces,
+}
+
+impl Manner {
+    /// All as containerd does it.
+    pub const CONTAINERD: Manner =
+        Manner { descriptors_inherited: true, shims: true, user_namespaces: UserNamespaces::PerPass };
+
+    /// Nothing but mounts under the clock: no waits for busy ones, no forks.
+    pub const MOUNTS_ALONE: Manner =
+        Manner { descriptors_inherited: false, shims: true, user_namespaces: UserNamespaces::Before };
+}
+
+/// When the user namespace of a container is made. Each has its own in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UserNamespaces {
+    /// By each pass, as containerd does: a fork of a process with many threads, under the clock. Its copy of the address space (`mmap_lock`,
+    /// TLB flushes on all CPUs) can cost more than all mounts of a pass.
+    #[default]
+    PerPass,
+    /// Once for each container and process, before the clock: what is timed then are the mounts.
+    Before,
+}
+
+/// Something that the rest of a host does while containers start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reader {
+    /// stat(2) and open(2) of an unrelated file: a health check.
+    Stat,
+    /// All of /proc/self/mountinfo: systemd, the kubelet.
+    Mountinfo,
+    /// listmount(2), and statmount(2) of what it lists.
+    Listmount,
+    /// openat2(2) with RESOLVE_IN_ROOT and `..` in the path; counts how often it had to be asked again.
+    Openat2,
+    /// poll(2) on mountinfo, and all of it at each change: PID 1; counts the wake-ups.
+    Poll,
+}
+
+impl Reader {
+    /// Its name in a [`Sample`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Reader::Stat => "stat",
+            Reader::Mountinfo => "mountinfo",
+            Reader::Listmount => "listmount",
+            Reader::Openat2 => "openat2",
+            Reader::Poll => "poll",
+        }
+    }
+}
+
+/// What one reader saw around one iteration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReaderSample {
+    /// In quiet, before the storm; nothing if it had nothing to do.
+    pub before: Option<Latency>,
+    /// While the storm ran.
+    pub during: Option<Latency>,
+    /// Times that the kernel wanted to be asked again (`openat2`), or woke the reader (`poll`).
+    pub again: u64,
 }
 
 /// Where one storm stands in the space of storms.
@@ -91,8 +166,14 @@ pub struct StormPoint {
 pub enum Profile {
     /// containerd 2.0.0 - 2.0.6: one idmap per layer, `umount2(MNT_DETACH)`.
     Detach,
+    /// containerd 2.1.0 - 2.1.4: one read-only idmap per layer, `umount2(0)` made once; leaks what is busy.
+    Rdonly,
     /// containerd 2.0.7+, 2.1.5+, 2.2: one idmap of the layers' common parent, `umount2(0)`.
     Common,
+    /// containerd 2.3 and later: one recursive, private idmap of the layers' common parent, for the rootfs alone.
+    Recursive,
+    /// In no containerd yet: layers that are never attached, handed to the overlay as descriptors.
+    Fds,
 }
 
 /// What the layers lie on.
@@ -226,6 +307,9 @@ pub struct Sample {
     pub calls: BTreeMap<String, Latency>,
     /// What the oracles saw.
     pub oracle: Oracle,
+    /// What readers saw beside the storm, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub readers: BTreeMap<String, ReaderSample>,
 }
 
 /// What was checked, and what was found wrong.

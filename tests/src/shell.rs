@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use mount_storms::events::Events;
-use mount_storms::protocol::{Profile, Propagation, Storage, StormJob, StormPoint};
+use mount_storms::protocol::{Manner, Profile, Propagation, Storage, StormJob, StormPoint};
 use mount_storms::storage::Devices;
 use mount_storms::storm;
 use std::fs::{self, OpenOptions};
@@ -81,7 +81,13 @@ fn small_storm() -> StormJob {
         layers: 10,
         inspection_passes: 1,
     };
-    StormJob { points: vec![point], iterations: 1, warmup_iterations: 1, descriptors_inherited: true }
+    StormJob {
+        points: vec![point],
+        iterations: 1,
+        warmup_iterations: 1,
+        manner: Manner::CONTAINERD,
+        readers: Vec::new(),
+    }
 }
 
 /// Each read gives one record, and EAGAIN after the last (Documentation/ABI/testing/dev-kmsg).

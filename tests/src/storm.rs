@@ -9,10 +9,14 @@ use crate::events::Events;
 use crate::metrics::{Beat, CallLog, latencies};
 use crate::mount_tree::{self, Mount};
 use crate::phase::{Marks, Phase, Work, run_phase};
-use crate::protocol::{GuestEvent, Sample, StormJob, StormPoint};
+use crate::protocol::{GuestEvent, Reader, Sample, StormJob, StormPoint};
+use crate::reader;
 use crate::storage::{Devices, Ground};
 use crate::workload::{self, Workload};
 use anyhow::{Context, Result, ensure};
+use rustix::mount::{UnmountFlags, unmount};
+use std::fs;
+use std::path::PathBuf;
 
 /// Runs all storms of a job and sends a sample per timed iteration.
 ///
@@ -40,11 +44,18 @@ fn run_point(
         "a storm needs threads, containers and layers"
     );
     let ground = Ground::mount(point.storage, point.propagation, devices)?;
-    let workload = workload::of_point(point, seed, job.descriptors_inherited, ground.path());
+    let workload = workload::of_point(point, seed, job.manner, ground.path());
     workload.prepare()?;
     progress.send();
-    let mut storm =
-        Storm { point, workload: &*workload, verdicts: Verdicts::default(), busy: 0, mount_table: &mount_tree::read };
+    let mut storm = Storm {
+        point,
+        workload: &*workload,
+        verdicts: Verdicts::default(),
+        busy: 0,
+        leaked: 0,
+        readers: &job.readers,
+        mount_table: &mount_tree::read,
+    };
     for _ in 0..job.warmup_iterations {
         // What an oracle finds now counts for the first timed iteration.
         storm.iteration(0, Marks::None, progress)?;
@@ -58,7 +69,26 @@ fn run_point(
     if storm.busy > 0 {
         progress.events.note(format!("{}: {} umounts were busy and made again", described(point), storm.busy));
     }
+    if storm.leaked > 0 {
+        progress.events.note(format!("{}: {} mounts leaked, as this containerd does", described(point), storm.leaked));
+    }
+    drop(workload);
     ground.unmount()
+}
+
+/// Takes down what containerd would have left behind for good; says how much it was. Not part of the storm.
+fn take_away_leaked<'a>(leaked: impl Iterator<Item = &'a PathBuf>) -> Result<u64> {
+    let mut count = 0;
+    for target in leaked {
+        unmount(target, UnmountFlags::DETACH).with_context(|| format!("umount2({}, MNT_DETACH)", target.display()))?;
+        fs::remove_dir(target)?;
+        // The pass's folder goes with the last of its layers.
+        if let Some(parent) = target.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// A storm in words.
@@ -73,6 +103,8 @@ struct Storm<'a> {
     workload: &'a dyn Workload,
     verdicts: Verdicts,
     busy: u64,
+    leaked: u64,
+    readers: &'a [Reader],
     mount_table: &'a dyn Fn() -> Result<Vec<Mount>>,
 }
 
@@ -81,13 +113,17 @@ impl Storm<'_> {
     fn iteration(&mut self, iteration: u32, marks: Marks, progress: &Progress<'_>) -> Result<Sample> {
         let before = (self.mount_table)()?;
         let beats: Vec<Beat> = (0..self.point.threads).map(|_| Beat::default()).collect();
-        let started =
-            self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts))?;
+        // Readers have no part in a warm-up.
+        let readers: &[Reader] = if marks == Marks::Region { self.readers } else { &[] };
+        let (started, read) = reader::around(readers, || {
+            self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts))
+        })?;
         let checked = self.on_all(&beats, Marks::None, progress, |unit, _, verdicts| {
             self.workload.check(unit, verdicts);
             Ok(())
         })?;
         let stopped = self.on_all(&beats, Marks::None, progress, |unit, log, _| self.workload.cleanup(unit, log))?;
+        self.leaked += take_away_leaked(started.logs.iter().flat_map(CallLog::leaked))?;
         check_mount_table(&mut self.verdicts, &before, &(self.mount_table)()?);
         let elapsed_ns = u64::try_from(started.elapsed.as_nanos())?;
         let logs: Vec<CallLog<'_>> = started.logs.into_iter().chain(stopped.logs).collect();
@@ -95,7 +131,7 @@ impl Storm<'_> {
         self.verdicts.merge(checked.verdicts);
         self.busy += logs.iter().map(CallLog::busy).sum::<u64>();
         let (point, calls) = (self.point.clone(), latencies(&logs)?);
-        Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle: Default::default() })
+        Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle: Default::default(), readers: read })
     }
 
     /// The sample with what all oracles saw since the last; without its number if one failed.
@@ -197,7 +233,15 @@ mod tests {
         let events = Events::to_file(&dir.path().join("events")).unwrap();
         let progress = Progress { events: &events, done: 0, total: 1 };
         let point = point();
-        let mut storm = Storm { point: &point, workload, verdicts: Verdicts::default(), busy: 0, mount_table };
+        let mut storm = Storm {
+            point: &point,
+            workload,
+            verdicts: Verdicts::default(),
+            busy: 0,
+            leaked: 0,
+            readers: &[],
+            mount_table,
+        };
         storm.iteration(0, Marks::None, &progress).unwrap();
         let measured = storm.iteration(0, Marks::None, &progress).unwrap();
         storm.judged(measured)

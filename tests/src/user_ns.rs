@@ -2,6 +2,7 @@
 
 use crate::sys::UserNsChild;
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 
@@ -15,7 +16,7 @@ const FIRST_HOST_ID: u32 = 100_000;
 const RANGES: u32 = 65_000;
 
 /// Which ids of the host stand for a container's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     first: u32,
 }

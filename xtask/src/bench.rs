@@ -3,7 +3,7 @@
 use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
-use crate::flags::{BenchFlags, MachineFlags, Switch};
+use crate::flags::{BenchFlags, MachineFlags, RootfsFlag, Switch};
 use crate::kernel::{self, Kernel, Workshop};
 use crate::machine::{Fallback, MachineInfo, MachineKind, Setting, Topology};
 use crate::measure::{Fleet, measure};
@@ -11,7 +11,7 @@ use crate::process::Task;
 use crate::results::{Manifest, RESULTS_VERSION, Run};
 use crate::{compare, guest, machine, plan, report, results, setup, warning};
 use anyhow::{Context, Result};
-use mount_storms::protocol::StormPoint;
+use mount_storms::protocol::{Manner, StormPoint, UserNamespaces};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xshell::{Shell, cmd};
@@ -220,15 +220,23 @@ fn manifest(
         points: cpus.iter().flat_map(|&cpus| points(flags, info, cpus)).collect(),
         iterations: flags.iterations.unwrap_or(amount.iterations),
         warmup_iterations: flags.warmup_iterations.unwrap_or(amount.warmup_iterations),
-        descriptors_inherited: match flags.descriptor_race {
-            Some(switch) => switch == Switch::On,
-            None => !info.has_virtual_time(),
-        },
+        manner: manner(flags, info),
+        readers: flags.readers.iter().filter_map(|flag| flag.reader()).collect(),
         boots: plan::plan(flags.boots.unwrap_or(amount.boots), candidate.is_some(), &cpus, flags.seed),
         warnings: warning::collect(info),
         baseline,
         candidate,
     })
+}
+
+/// containerd's way, but for what would hide the mounts on a machine where nothing else is to be measured.
+fn manner(flags: &BenchFlags, info: &MachineInfo) -> Manner {
+    let usual = if info.has_virtual_time() { Manner::MOUNTS_ALONE } else { Manner::CONTAINERD };
+    Manner {
+        descriptors_inherited: flags.descriptor_race.map_or(usual.descriptors_inherited, |race| race == Switch::On),
+        shims: flags.rootfs == RootfsFlag::Processes,
+        user_namespaces: flags.user_namespaces.map_or(usual.user_namespaces, UserNamespaces::from),
+    }
 }
 
 /// Every combination of the storms' parameters on so many CPUs.

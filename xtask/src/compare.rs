@@ -201,7 +201,7 @@ fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<
             containers: point.containers,
             threads: point.threads,
             cpus: if point.cpus == 0 { run.manifest.machine.cpus } else { point.cpus },
-            unit: if higher_is_better { "1/s" } else { "ns" }.to_owned(),
+            unit: unit(&metric).to_owned(),
             metric,
             boots: baseline.len().min(candidate.len()) as u32,
             baseline: mean(baseline),
@@ -238,11 +238,15 @@ fn metrics(samples: &[&StoredSample]) -> Result<Vec<(String, ByArm)>> {
     for ((arm, _), samples) in boots {
         let rates: Vec<f64> = samples.iter().filter_map(|sample| containers_per_s(sample)).collect();
         throughput.entry(arm).or_default().push(mean(&rates));
-        for (call, histogram) in merged_calls(&samples)? {
+        let calls = samples.iter().flat_map(|sample| &sample.calls).map(|(call, latency)| (call.as_str(), latency));
+        for (call, histogram) in merged(calls)? {
             for (suffix, quantile) in [("p50", 0.5), ("p99", 0.99)] {
                 let values = latencies.entry(format!("{call}_latency_ns_{suffix}")).or_default();
                 values.entry(arm).or_default().push(histogram.value_at_quantile(quantile) as f64);
             }
+        }
+        for (metric, value) in reader_metrics(&samples)? {
+            latencies.entry(metric).or_default().entry(arm).or_default().push(value);
         }
     }
     Ok(std::iter::once((MAIN_METRIC.to_owned(), throughput)).chain(latencies).collect())
@@ -253,16 +257,45 @@ pub fn containers_per_s(sample: &Sample) -> Option<f64> {
     sample.elapsed_ns.map(|ns| f64::from(sample.point.containers) * 1e9 / ns as f64)
 }
 
-fn merged_calls<'a>(samples: &[&'a Sample]) -> Result<BTreeMap<&'a str, Histogram<u64>>> {
+/// Of each reader its latencies beside the storm, and its tax: by what factor they are longer than in quiet.
+fn reader_metrics(samples: &[&Sample]) -> Result<Vec<(String, f64)>> {
+    let readers = || samples.iter().flat_map(|sample| &sample.readers);
+    let during = merged(readers().filter_map(|(name, seen)| Some((name.as_str(), seen.during.as_ref()?))))?;
+    let before = merged(readers().filter_map(|(name, seen)| Some((name.as_str(), seen.before.as_ref()?))))?;
+    let mut metrics = Vec::new();
+    for (name, during) in &during {
+        for (suffix, quantile) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
+            let value = during.value_at_quantile(quantile) as f64;
+            metrics.push((format!("reader_{name}_latency_ns_{suffix}"), value));
+            if let Some(before) = before.get(name) {
+                let tax = value / before.value_at_quantile(quantile).max(1) as f64;
+                metrics.push((format!("reader_{name}_tax_{suffix}"), tax));
+            }
+        }
+    }
+    Ok(metrics)
+}
+
+/// One histogram for each name.
+fn merged<'a>(latencies: impl Iterator<Item = (&'a str, &'a Latency)>) -> Result<BTreeMap<&'a str, Histogram<u64>>> {
     let mut merged: BTreeMap<&str, Histogram<u64>> = BTreeMap::new();
-    for (call, latency) in samples.iter().flat_map(|sample| &sample.calls) {
-        let histogram = decoded(latency).with_context(|| format!("the histogram of {call}"))?;
-        match merged.get_mut(call.as_str()) {
+    for (name, latency) in latencies {
+        let histogram = decoded(latency).with_context(|| format!("the histogram of {name}"))?;
+        match merged.get_mut(name) {
             Some(mine) => mine.add(histogram)?,
-            None => drop(merged.insert(call, histogram)),
+            None => drop(merged.insert(name, histogram)),
         }
     }
     Ok(merged)
+}
+
+/// What a metric is counted in.
+fn unit(metric: &str) -> &'static str {
+    match metric {
+        MAIN_METRIC => "1/s",
+        _ if metric.contains("_tax_") => "x",
+        _ => "ns",
+    }
 }
 
 fn decoded(latency: &Latency) -> Result<Histogram<u64>> {
@@ -288,6 +321,7 @@ impl Comparison {
 mod tests {
     use super::*;
     use crate::results::fixture;
+    use mount_storms::protocol::ReaderSample;
 
     #[test]
     fn verdicts_follow_interval_margin_and_control() {
@@ -339,6 +373,21 @@ mod tests {
         let comparison = of_run(&run).unwrap();
         assert_eq!((comparison.candidate.as_str(), comparison.exit()), (NO_CANDIDATE, Exit::Success));
         assert_eq!(comparison.rows[0].ratio_ci95, comparison.rows[0].aa_ratio_ci95);
+    }
+
+    #[test]
+    fn a_reader_has_latencies_and_a_tax() {
+        let mut run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 100.0)]);
+        for stored in &mut run.samples {
+            let slow = fixture::latency(if stored.arm == Arm::Candidate { 2_000_000 } else { 8_000_000 });
+            let seen = ReaderSample { before: Some(fixture::latency(1_000_000)), during: Some(slow), again: 0 };
+            stored.sample.readers.insert("stat".into(), seen);
+        }
+        let rows = of_run(&run).unwrap().rows;
+        let tax = rows.iter().find(|row| row.metric == "reader_stat_tax_p99").unwrap();
+        assert_eq!((tax.unit.as_str(), tax.verdict), ("x", Verdict::Faster));
+        assert!((tax.baseline - 8.0).abs() < 0.05 && (tax.candidate - 2.0).abs() < 0.05, "{tax:?}");
+        assert!(rows.iter().any(|row| row.metric == "reader_stat_latency_ns_p999" && row.unit == "ns"));
     }
 
     #[test]

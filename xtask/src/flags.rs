@@ -3,7 +3,7 @@
 use crate::failure::{Exit, Failure};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mount_storms::protocol::{Profile, Propagation, Storage};
+use mount_storms::protocol::{Profile, Propagation, Reader, Storage, UserNamespaces};
 use std::path::PathBuf;
 
 /// mountlab: does this kernel patch make mount storms scale, and does it break anything?
@@ -106,6 +106,16 @@ pub struct BenchFlags {
     /// 50 ms [default: on; simulated: off, because these waits would hide what the kernel does]
     #[arg(long, value_name = "on|off")]
     pub descriptor_race: Option<Switch>,
+    /// When a container's user namespace is made: by each pass as containerd does, which forks, or before the clock, so that mounts alone
+    /// are timed [default: per-pass; simulated: before]
+    #[arg(long, value_name = "WHEN")]
+    pub user_namespaces: Option<UserNamespacesFlag>,
+    /// Who reads beside the storm, each measured before it and during it [default: stat]
+    #[arg(long, value_delimiter = ',', default_value = "stat", value_name = "READER,...")]
+    pub readers: Vec<ReaderFlag>,
+    /// Who mounts a container's root: a process per container, as a shim is, or the thread that starts the container
+    #[arg(long, default_value = "processes", value_name = "WHO")]
+    pub rootfs: RootfsFlag,
     /// Boots of each kernel; the A/A control makes as many again [default: 5; simulated: 4 on each number of CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub boots: Option<u32>,
@@ -299,6 +309,64 @@ pub struct ReportFlags {
     pub run: PathBuf,
 }
 
+/// `--readers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReaderFlag {
+    /// nobody
+    None,
+    /// stat and open of an unrelated file
+    Stat,
+    /// all of /proc/self/mountinfo
+    Mountinfo,
+    /// listmount, and statmount of what it lists
+    Listmount,
+    /// openat2 with RESOLVE_IN_ROOT
+    Openat2,
+    /// poll on mountinfo, and all of it at each change
+    Poll,
+}
+
+impl ReaderFlag {
+    /// The reader; none for `none`.
+    pub fn reader(self) -> Option<Reader> {
+        match self {
+            ReaderFlag::None => None,
+            ReaderFlag::Stat => Some(Reader::Stat),
+            ReaderFlag::Mountinfo => Some(Reader::Mountinfo),
+            ReaderFlag::Listmount => Some(Reader::Listmount),
+            ReaderFlag::Openat2 => Some(Reader::Openat2),
+            ReaderFlag::Poll => Some(Reader::Poll),
+        }
+    }
+}
+
+/// `--rootfs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RootfsFlag {
+    /// a process per container
+    Processes,
+    /// the thread that starts it
+    Threads,
+}
+
+/// `--user-namespaces`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UserNamespacesFlag {
+    /// by each pass, under the clock
+    PerPass,
+    /// before the clock
+    Before,
+}
+
+impl From<UserNamespacesFlag> for UserNamespaces {
+    fn from(flag: UserNamespacesFlag) -> UserNamespaces {
+        match flag {
+            UserNamespacesFlag::PerPass => UserNamespaces::PerPass,
+            UserNamespacesFlag::Before => UserNamespaces::Before,
+        }
+    }
+}
+
 /// "on" or "off".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -313,8 +381,14 @@ pub enum Switch {
 pub enum ProfileFlag {
     /// containerd 2.0.0 - 2.0.6: one idmap per layer, umount2(MNT_DETACH)
     Detach,
+    /// containerd 2.1.0 - 2.1.4: one read-only idmap per layer, umount2(0) made once
+    Rdonly,
     /// containerd 2.0.7+, 2.1.5+, 2.2: one idmap of the layers' common parent, umount2(0)
     Common,
+    /// containerd 2.3+: one recursive, private idmap of the common parent, rootfs only
+    Recursive,
+    /// no containerd yet: layers never attached, an overlay by descriptors
+    Fds,
 }
 
 /// `--storage`.
@@ -353,7 +427,10 @@ impl From<ProfileFlag> for Profile {
     fn from(flag: ProfileFlag) -> Profile {
         match flag {
             ProfileFlag::Detach => Profile::Detach,
+            ProfileFlag::Rdonly => Profile::Rdonly,
             ProfileFlag::Common => Profile::Common,
+            ProfileFlag::Recursive => Profile::Recursive,
+            ProfileFlag::Fds => Profile::Fds,
         }
     }
 }

@@ -178,7 +178,8 @@ fn storm_job(manifest: &Manifest, planned: &PlannedBoot) -> StormJob {
         points: manifest.points_of(planned),
         iterations: manifest.iterations,
         warmup_iterations: manifest.warmup_iterations,
-        descriptors_inherited: manifest.descriptors_inherited,
+        manner: manifest.manner,
+        readers: manifest.readers.clone(),
     }
 }
 

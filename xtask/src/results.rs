@@ -4,7 +4,7 @@ use crate::failure::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::machine::{MachineInfo, Region};
 use anyhow::{Context, Result};
-use mount_storms::protocol::{Sample, StormPoint};
+use mount_storms::protocol::{Manner, Reader, Sample, StormPoint};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -70,8 +70,12 @@ pub struct Manifest {
     pub iterations: u32,
     /// Untimed iterations before them.
     pub warmup_iterations: u32,
-    /// See [`mount_storms::protocol::StormJob::descriptors_inherited`].
-    pub descriptors_inherited: bool,
+    /// How containers were started.
+    #[serde(flatten)]
+    pub manner: Manner,
+    /// Who read beside the storms.
+    #[serde(default)]
+    pub readers: Vec<Reader>,
     /// The boots, in order.
     pub boots: Vec<PlannedBoot>,
     /// What may disturb the figures, in sentences.
@@ -364,7 +368,8 @@ pub mod fixture {
     use base64::Engine;
     use hdrhistogram::Histogram;
     use hdrhistogram::serialization::{Serializer, V2Serializer};
-    use mount_storms::protocol::{Latency, Oracle, Profile, Propagation, Storage};
+    use mount_storms::protocol::{Latency, Manner, Oracle, Profile, Propagation, Storage};
+    use std::collections::BTreeMap;
 
     /// A storm of ten containers.
     pub fn point() -> StormPoint {
@@ -404,7 +409,8 @@ pub mod fixture {
             points: vec![point()],
             iterations: 2,
             warmup_iterations: 0,
-            descriptors_inherited: true,
+            manner: Manner::CONTAINERD,
+            readers: Vec::new(),
             boots: crate::plan::plan(3, true, &[2], 1),
             warnings: vec!["the host is busy".into()],
         };
@@ -415,7 +421,7 @@ pub mod fixture {
     }
 
     /// Twenty calls around `ns`.
-    fn latency(ns: u64) -> Latency {
+    pub fn latency(ns: u64) -> Latency {
         let mut histogram = Histogram::<u64>::new(3).unwrap();
         (0..20).for_each(|n| histogram.record(ns + n).unwrap());
         let mut bytes = Vec::new();
@@ -438,7 +444,7 @@ pub mod fixture {
         StoredSample {
             arm,
             boot,
-            sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle },
+            sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle, readers: BTreeMap::new() },
             region: None,
             cost: None,
         }

@@ -1,11 +1,11 @@
-//! The mount calls of a container start, timed, with containerd's arguments.
+//! Parts of a pass that several profiles share, timed.
 
+use super::kernel::Kernel;
 use crate::metrics::{CallKind, CallLog};
-use crate::sys::{AT_EMPTY_PATH, MountAttr, mount_setattr};
+use crate::sys::{AT_EMPTY_PATH, AT_RECURSIVE, MountAttr};
 use anyhow::{Context, Result, ensure};
-use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::mount::{OpenTreeFlags, UnmountFlags};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -14,36 +14,66 @@ use std::time::Duration;
 const BUSY_TRIES: u32 = 50;
 const BUSY_WAIT: Duration = Duration::from_millis(50);
 
-/// Shows `source` at `target` with the ids of `user_ns`. `attr_set` must have MOUNT_ATTR_IDMAP.
+/// What shall be set on an idmapped tree besides its ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdmapAttr {
+    /// MOUNT_ATTR_IDMAP, and what else.
+    pub attr_set: u64,
+    /// MS_PRIVATE, or 0 for no change.
+    pub propagation: u64,
+    /// The whole tree, submounts included.
+    pub recursive: bool,
+}
+
+/// A detached copy of the tree at `source` with the ids of `user_ns`.
 ///
-/// containerd passes -EBADF where we pass AT_FDCWD: the paths are absolute, so the kernel looks at neither (path_init, fs/namei.c).
+/// # Errors
+/// The call that failed.
+pub fn clone_idmapped(
+    kernel: &dyn Kernel,
+    source: &Path,
+    attr: IdmapAttr,
+    user_ns: &OwnedFd,
+    log: &mut CallLog<'_>,
+) -> Result<OwnedFd> {
+    let IdmapAttr { attr_set, propagation, recursive } = attr;
+    let mut clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    clone.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let tree = log
+        .time(CallKind::OpenTree, || kernel.open_tree(source, clone))
+        .with_context(|| format!("open_tree({}, {clone:?})", source.display()))?;
+    let attr = MountAttr { attr_set, propagation, userns_fd: user_ns.as_raw_fd() as u64, ..MountAttr::default() };
+    let flags = if recursive { AT_EMPTY_PATH | AT_RECURSIVE } else { AT_EMPTY_PATH };
+    log.time(CallKind::MountSetattr, || kernel.mount_setattr(&tree, flags, &attr))
+        .with_context(|| format!("mount_setattr({}, attr_set {attr_set:#x})", source.display()))?;
+    Ok(tree)
+}
+
+/// Shows `source` at `target` with the ids of `user_ns`.
 ///
 /// # Errors
 /// The call that failed.
 pub fn attach_idmapped(
+    kernel: &dyn Kernel,
     source: &Path,
     target: &Path,
-    attr_set: u64,
+    attr: IdmapAttr,
     user_ns: &OwnedFd,
     log: &mut CallLog<'_>,
 ) -> Result<()> {
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = log
-        .time(CallKind::OpenTree, || open_tree(CWD, source, clone))
-        .with_context(|| format!("open_tree({}, OPEN_TREE_CLONE)", source.display()))?;
-    let attr = MountAttr { attr_set, userns_fd: user_ns.as_raw_fd() as u64, ..MountAttr::default() };
-    log.time(CallKind::MountSetattr, || mount_setattr(&tree, c"", AT_EMPTY_PATH, &attr))
-        .with_context(|| format!("mount_setattr({}, attr_set {attr_set:#x})", source.display()))?;
-    log.time(CallKind::MoveMount, || move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
-        .with_context(|| format!("move_mount(to {})", target.display()))
+    let tree = clone_idmapped(kernel, source, attr, user_ns, log)?;
+    log.time(CallKind::MoveMount, || kernel.move_mount(&tree, target))
+        .with_context(|| format!("move_mount(to {})", target.display()))?;
+    kernel.close(tree);
+    Ok(())
 }
 
 /// umount2(MNT_DETACH), once.
 ///
 /// # Errors
 /// umount2(2) failed.
-pub fn detach(target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<()> {
-    log.time(kind, || unmount(target, UnmountFlags::DETACH))
+pub fn detach(kernel: &dyn Kernel, target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<()> {
+    log.time(kind, || kernel.umount2(target, UnmountFlags::DETACH))
         .with_context(|| format!("umount2({}, MNT_DETACH)", target.display()))
 }
 
@@ -52,18 +82,18 @@ pub fn detach(target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<()
 ///
 /// # Errors
 /// umount2(2) failed with anything but EBUSY, or with EBUSY to the end.
-pub fn unmount_when_free(target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<()> {
-    try_unmount(target, kind, log).with_context(|| format!("umount2({}, 0)", target.display()))
+pub fn unmount_when_free(kernel: &dyn Kernel, target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<()> {
+    try_unmount(kernel, target, kind, log).with_context(|| format!("umount2({}, 0)", target.display()))
 }
 
 /// umount2(0) until nothing is mounted there: one call more than there are mounts, which fails with EINVAL.
 ///
 /// # Errors
 /// As [`unmount_when_free`], or if nothing was mounted at all.
-pub fn unmount_all(target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<()> {
+pub fn unmount_all(kernel: &dyn Kernel, target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<()> {
     let mut unmounted = 0;
     loop {
-        match try_unmount(target, kind, log) {
+        match try_unmount(kernel, target, kind, log) {
             Ok(()) => unmounted += 1,
             Err(Errno::INVAL) => break,
             Err(error) => return Err(error).with_context(|| format!("umount2({}, 0)", target.display())),
@@ -73,15 +103,15 @@ pub fn unmount_all(target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Resu
     Ok(())
 }
 
-fn try_unmount(target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<(), Errno> {
+fn try_unmount(kernel: &dyn Kernel, target: &Path, kind: CallKind, log: &mut CallLog<'_>) -> Result<(), Errno> {
     for _ in 1..BUSY_TRIES {
-        match log.time(kind, || unmount(target, UnmountFlags::empty())) {
+        match log.time(kind, || kernel.umount2(target, UnmountFlags::empty())) {
             Err(Errno::BUSY) => {
                 log.add_busy();
-                std::thread::sleep(BUSY_WAIT);
+                kernel.sleep(BUSY_WAIT);
             }
             other => return other,
         }
     }
-    log.time(kind, || unmount(target, UnmountFlags::empty()))
+    log.time(kind, || kernel.umount2(target, UnmountFlags::empty()))
 }

@@ -1,6 +1,7 @@
 //! Profile `detach`, containerd 2.0.0 - 2.0.6: one idmap per layer, taken down lazily.
 
-use super::calls::{attach_idmapped, detach};
+use super::calls::{IdmapAttr, attach_idmapped, detach};
+use super::kernel::Kernel;
 use super::pass::{make_folder, remove_folder};
 use crate::metrics::{CallKind, CallLog};
 use crate::sys::MOUNT_ATTR_IDMAP;
@@ -8,16 +9,26 @@ use anyhow::Result;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+/// What is set on each layer.
+pub const ATTR: IdmapAttr = IdmapAttr { attr_set: MOUNT_ATTR_IDMAP, propagation: 0, recursive: false };
+
 /// Shows each of `layers` at `temporary`/<its number>; returns these paths.
 ///
 /// # Errors
 /// The call that failed.
-pub fn attach(temporary: &Path, layers: &[PathBuf], user_ns: &OwnedFd, log: &mut CallLog<'_>) -> Result<Vec<PathBuf>> {
+pub fn attach(
+    kernel: &dyn Kernel,
+    temporary: &Path,
+    layers: &[PathBuf],
+    attr: IdmapAttr,
+    user_ns: &OwnedFd,
+    log: &mut CallLog<'_>,
+) -> Result<Vec<PathBuf>> {
     let mut lower_dirs = Vec::with_capacity(layers.len());
     for (number, layer) in layers.iter().enumerate() {
         let target = temporary.join(number.to_string());
-        make_folder(&target)?;
-        attach_idmapped(layer, &target, MOUNT_ATTR_IDMAP, user_ns, log)?;
+        make_folder(kernel, &target)?;
+        attach_idmapped(kernel, layer, &target, attr, user_ns, log)?;
         lower_dirs.push(target);
     }
     Ok(lower_dirs)
@@ -27,10 +38,10 @@ pub fn attach(temporary: &Path, layers: &[PathBuf], user_ns: &OwnedFd, log: &mut
 ///
 /// # Errors
 /// The call that failed.
-pub fn release(lower_dirs: &[PathBuf], log: &mut CallLog<'_>) -> Result<()> {
+pub fn release(kernel: &dyn Kernel, lower_dirs: &[PathBuf], log: &mut CallLog<'_>) -> Result<()> {
     for lower_dir in lower_dirs {
-        detach(lower_dir, CallKind::Umount, log)?;
-        remove_folder(lower_dir)?;
+        detach(kernel, lower_dir, CallKind::Umount, log)?;
+        remove_folder(kernel, lower_dir)?;
     }
     Ok(())
 }

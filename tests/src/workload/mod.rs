@@ -5,12 +5,21 @@ mod calls;
 mod common;
 mod container_start;
 mod detach;
+mod fds;
+mod kernel;
 mod overlay;
 mod pass;
+mod rdonly;
+mod recursive;
+#[cfg(test)]
+mod trace;
+
+pub use kernel::Linux;
+pub use pass::Pass;
 
 use crate::check::Verdicts;
 use crate::metrics::CallLog;
-use crate::protocol::StormPoint;
+use crate::protocol::{Manner, StormPoint};
 use anyhow::Result;
 use std::path::Path;
 
@@ -39,6 +48,6 @@ pub trait Workload: Sync {
 }
 
 /// The load of this storm, in the mount at `root`.
-pub fn of_point(point: &StormPoint, seed: u64, descriptors_inherited: bool, root: &Path) -> Box<dyn Workload> {
-    Box::new(container_start::ContainerStart::new(point, seed, descriptors_inherited, root))
+pub fn of_point(point: &StormPoint, seed: u64, manner: Manner, root: &Path) -> Box<dyn Workload> {
+    Box::new(container_start::ContainerStart::new(point, seed, manner, root))
 }

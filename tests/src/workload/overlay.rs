@@ -1,9 +1,8 @@
 //! mount(2) of an overlay as containerd makes it, with its answer to options that do not fit into a page.
 
+use super::kernel::Kernel;
 use crate::metrics::{CallKind, CallLog};
 use anyhow::{Context, Result, ensure};
-use rustix::mount::{MountFlags, mount};
-use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -32,12 +31,11 @@ struct Arguments {
 ///
 /// # Errors
 /// mount(2) failed, or the options fit into no page.
-pub fn mount_overlay(overlay: &Overlay, target: &Path, log: &mut CallLog<'_>) -> Result<()> {
+pub fn mount_overlay(kernel: &dyn Kernel, overlay: &Overlay, target: &Path, log: &mut CallLog<'_>) -> Result<()> {
     let arguments = arguments(overlay, page_size())?;
-    let options = CString::new(arguments.options.as_bytes())?;
-    let mount = || mount("overlay", target, "overlay", MountFlags::empty(), options.as_c_str());
+    let mount = || kernel.mount_overlay(target, &arguments.options);
     let mounted = log.time(CallKind::OverlayMount, || match &arguments.chdir {
-        None => mount().map_err(io::Error::from),
+        None => mount(),
         Some(folder) => in_folder(folder, mount),
     });
     mounted.with_context(|| format!("mount(overlay at {}, {:?})", target.display(), arguments.options))
@@ -74,11 +72,11 @@ pub fn common_folder(paths: &[PathBuf]) -> Option<PathBuf> {
 }
 
 /// Runs `call` with `folder` as working directory, as containerd does: in a thread that shares it with no other and then ends.
-fn in_folder(folder: &Path, call: impl FnOnce() -> rustix::io::Result<()> + Send) -> io::Result<()> {
+fn in_folder(folder: &Path, call: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
     let in_own_thread = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
         std::env::set_current_dir(folder)?;
-        Ok(call()?)
+        call()
     };
     std::thread::scope(|scope| {
         scope.spawn(in_own_thread).join().unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))

@@ -63,7 +63,7 @@ fn mke2fs(image: &Path) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mount_storms::protocol::{Profile, Propagation, StormJob, StormPoint};
+    use mount_storms::protocol::{Manner, Profile, Propagation, StormJob, StormPoint};
 
     fn job(storage: Storage) -> Job {
         let (profile, propagation) = (Profile::Detach, Propagation::Shared);
@@ -77,7 +77,13 @@ mod tests {
             layers: 1,
             inspection_passes: 1,
         };
-        let storm = StormJob { points: vec![point], iterations: 1, warmup_iterations: 0, descriptors_inherited: true };
+        let storm = StormJob {
+            points: vec![point],
+            iterations: 1,
+            warmup_iterations: 0,
+            manner: Manner::CONTAINERD,
+            readers: Vec::new(),
+        };
         Job { protocol: 1, seed: 1, work: Work::Storm(storm) }
     }
 

@@ -58,6 +58,7 @@ impl Model {
             elapsed_ns: (!wrong).then_some(elapsed as u64),
             calls: CALL_NAMES.iter().map(|name| ((*name).to_owned(), self.latency(factor))).collect(),
             oracle: Oracle { checks, failures },
+            readers: BTreeMap::new(),
         }
     }
 
@@ -97,7 +98,7 @@ impl Model {
 mod tests {
     use super::*;
     use hdrhistogram::serialization::Deserializer;
-    use mount_storms::protocol::{Profile, Propagation, Storage};
+    use mount_storms::protocol::{Manner, Profile, Propagation, Storage};
 
     fn job(iterations: u32) -> StormJob {
         let (profile, storage, propagation) = (Profile::Common, Storage::Tmpfs, Propagation::Shared);
@@ -111,7 +112,13 @@ mod tests {
             layers: 3,
             inspection_passes: 1,
         };
-        StormJob { points: vec![point], iterations, warmup_iterations: 0, descriptors_inherited: true }
+        StormJob {
+            points: vec![point],
+            iterations,
+            warmup_iterations: 0,
+            manner: Manner::CONTAINERD,
+            readers: Vec::new(),
+        }
     }
 
     fn mean_ns(seed: u64, kernel: &str, factor: f64) -> f64 {

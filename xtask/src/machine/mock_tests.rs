@@ -4,7 +4,7 @@ use super::*;
 use crate::failure::exit_code;
 use crate::kernel::Kernel;
 use crate::machine::End;
-use mount_storms::protocol::{Job, Profile, Propagation, Storage, StormJob, StormPoint};
+use mount_storms::protocol::{Job, Manner, Profile, Propagation, Storage, StormJob, StormPoint};
 use std::path::Path;
 
 fn kernel(name: &str) -> Kernel {
@@ -33,7 +33,13 @@ fn storm(iterations: u32) -> Work {
         layers: 2,
         inspection_passes: 1,
     };
-    Work::Storm(StormJob { points: vec![point], iterations, warmup_iterations: 0, descriptors_inherited: true })
+    Work::Storm(StormJob {
+        points: vec![point],
+        iterations,
+        warmup_iterations: 0,
+        manner: Manner::CONTAINERD,
+        readers: Vec::new(),
+    })
 }
 
 fn mock(script: &str) -> Mock {

@@ -16,7 +16,7 @@ use crate::results::{new_dated_dir, write_atomically};
 use crate::{guest, setup, warning};
 use anyhow::{Context, Result};
 use evidence::Account;
-use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, StormJob, StormPoint, Work};
+use mount_storms::protocol::{GuestEvent, Job, Manner, PROTOCOL, StormJob, StormPoint, Work};
 use stacks::Folded;
 use std::path::Path;
 use std::time::Duration;
@@ -88,8 +88,13 @@ fn one(
     let dir = tempfile::tempdir()?;
     let evidence = Evidence::new(dir.path(), &symbols.for_simulator(), Some(flags.period_ns))?;
     let point = storm(flags);
-    let storm =
-        StormJob { points: vec![point.clone()], iterations: 1, warmup_iterations: 0, descriptors_inherited: false };
+    let storm = StormJob {
+        points: vec![point.clone()],
+        iterations: 1,
+        warmup_iterations: 0,
+        manner: Manner::MOUNTS_ALONE,
+        readers: Vec::new(),
+    };
     let job = Job { protocol: PROTOCOL, seed: flags.seed, work: Work::Storm(storm) };
     let boot = Boot {
         kernel: Some(kernel),

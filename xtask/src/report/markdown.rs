@@ -6,6 +6,7 @@ use crate::compare::{Comparison, MAIN_METRIC, Row, of_run};
 use crate::kernel::Kernel;
 use crate::process::shown;
 use crate::results::{BootKey, Cost, Run};
+use mount_storms::protocol::UserNamespaces;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -102,8 +103,15 @@ fn setting(run: &Run, comparison: &Comparison) -> String {
         "Boots: {boots} per kernel and control, {} iterations of each storm per boot after {} of warm-up; seed {}, margin {} %",
         manifest.iterations, manifest.warmup_iterations, manifest.seed, comparison.margin * 100.0
     ));
-    let race = if manifest.descriptors_inherited { "inherits" } else { "does not inherit" };
+    let race = if manifest.manner.descriptors_inherited { "inherits" } else { "does not inherit" };
     lines.push(format!("Descriptor race: the child that holds a user namespace {race} descriptors"));
+    let who = if manifest.manner.shims { "a process per container" } else { "the thread that starts the container" };
+    lines.push(format!("Roots are mounted by {who}"));
+    let when = match manifest.manner.user_namespaces {
+        UserNamespaces::PerPass => "by each pass, under the clock",
+        UserNamespaces::Before => "before the clock",
+    };
+    lines.push(format!("User namespaces are made {when}"));
     lines.extend(
         manifest.points.iter().map(|point| {
             format!("Storm: {}, {} inspection passes", crate::compare::name(point), point.inspection_passes)

@@ -52,6 +52,7 @@ fn value(value: f64, unit: &str) -> String {
     match unit {
         "ns" if value >= 1e6 => format!("{:.2} ms", value / 1e6),
         "ns" if value >= 1e3 => format!("{:.1} us", value / 1e3),
+        "x" => format!("{value:.2} x"),
         _ if value >= 100.0 => format!("{value:.0} {unit}"),
         _ => format!("{value:.1} {unit}"),
     }

@@ -14,7 +14,9 @@ use crate::results::write_atomically;
 use crate::{guest, setup, warning};
 use anyhow::{Context, Result};
 use checks::{Check, Quantum};
-use mount_storms::protocol::{Job, Load, LoadJob, PROTOCOL, Profile, Propagation, Storage, StormJob, StormPoint, Work};
+use mount_storms::protocol::{
+    Job, Load, LoadJob, Manner, PROTOCOL, Profile, Propagation, Storage, StormJob, StormPoint, Work,
+};
 use serde::Serialize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -224,7 +226,13 @@ fn storm_work() -> Work {
         layers: 10,
         inspection_passes: 1,
     };
-    Work::Storm(StormJob { points: vec![point], iterations: 1, warmup_iterations: 0, descriptors_inherited: false })
+    Work::Storm(StormJob {
+        points: vec![point],
+        iterations: 1,
+        warmup_iterations: 0,
+        manner: Manner::MOUNTS_ALONE,
+        readers: Vec::new(),
+    })
 }
 
 /// Keeps every CPU of the host busy meanwhile, with twice as many threads as there are.

@@ -1,0 +1,235 @@
+//! Readers: what the rest of a host does while containers start, and how long that takes it. Each is one thread that does its work again
+//! and again, a little before the storm, to know what it costs in quiet, and while the storm runs.
+
+use crate::metrics::latency;
+use crate::mount_tree;
+use crate::protocol::{Reader, ReaderSample};
+use crate::storage::BASE;
+use crate::sys::{listmount, statmount};
+use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long readers are measured in quiet before each timed iteration.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// Pause between two turns of a reader: often enough to be in every phase of a storm, seldom enough not to be the storm.
+const PERIOD: Duration = Duration::from_millis(1);
+
+/// How long a poll for changes of the mount table waits, so that the reader sees the end of the storm.
+const POLL_LIMIT_MS: u8 = 20;
+
+/// listmount(2) of all mounts of the namespace (LSMT_ROOT, include/uapi/linux/mount.h).
+const LSMT_ROOT: u64 = u64::MAX;
+
+/// STATMOUNT_SB_BASIC | STATMOUNT_MNT_BASIC (include/uapi/linux/mount.h): what `findmnt` would ask for first.
+const BASIC: u64 = 0x1 | 0x2;
+
+/// Mounts that one turn of the listmount reader asks about.
+const LISTED: usize = 64;
+
+const BEFORE: u8 = 0;
+const DURING: u8 = 1;
+const OVER: u8 = 2;
+
+/// What one reader has seen.
+#[derive(Default)]
+struct Seen {
+    before_ns: Vec<u64>,
+    during_ns: Vec<u64>,
+    again: u64,
+}
+
+/// Runs a storm with these readers around it.
+///
+/// # Errors
+/// The storm's, or a reader's work that fails.
+pub fn around<T>(readers: &[Reader], storm: impl FnOnce() -> Result<T>) -> Result<(T, BTreeMap<String, ReaderSample>)> {
+    if readers.is_empty() {
+        return Ok((storm()?, BTreeMap::new()));
+    }
+    let place = Place::make()?;
+    let stage = AtomicU8::new(BEFORE);
+    let (result, seen) = std::thread::scope(|scope| {
+        let start = |reader: &Reader| {
+            let (reader, place, stage) = (*reader, &place, &stage);
+            scope.spawn(move || read_until_over(reader, place, stage))
+        };
+        let threads: Vec<_> = readers.iter().map(start).collect();
+        std::thread::sleep(QUIET);
+        stage.store(DURING, Ordering::Release);
+        let result = storm();
+        stage.store(OVER, Ordering::Release);
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Seen>>| match thread.join() {
+            Ok(seen) => seen,
+            Err(_) => bail!("a reader panicked"),
+        };
+        (result, threads.into_iter().map(join).collect::<Result<Vec<Seen>>>())
+    });
+    let result = result?;
+    let mut samples = BTreeMap::new();
+    for (reader, seen) in readers.iter().zip(seen?) {
+        samples.insert(reader.name().to_owned(), sample(&seen)?);
+    }
+    Ok((result, samples))
+}
+
+fn sample(seen: &Seen) -> Result<ReaderSample> {
+    Ok(ReaderSample {
+        before: latency(seen.before_ns.iter().copied())?,
+        during: latency(seen.during_ns.iter().copied())?,
+        again: seen.again,
+    })
+}
+
+fn read_until_over(reader: Reader, place: &Place, stage: &AtomicU8) -> Result<Seen> {
+    let mut seen = Seen::default();
+    let mut mountinfo = File::open("/proc/self/mountinfo").context("cannot open /proc/self/mountinfo")?;
+    loop {
+        let now = stage.load(Ordering::Acquire);
+        if now == OVER {
+            return Ok(seen);
+        }
+        let start = Instant::now();
+        let done = turn(reader, place, &mut mountinfo, &mut seen.again)
+            .with_context(|| format!("the reader {}", reader.name()))?;
+        let elapsed_ns = start.elapsed().as_nanos() as u64;
+        if let Some(waited) = done {
+            let log = if now == BEFORE { &mut seen.before_ns } else { &mut seen.during_ns };
+            log.push(elapsed_ns.saturating_sub(waited.as_nanos() as u64));
+        }
+        std::thread::sleep(PERIOD);
+    }
+}
+
+/// One turn; how much of it was waiting for something to happen, or nothing if nothing did.
+fn turn(reader: Reader, place: &Place, mountinfo: &mut File, again: &mut u64) -> Result<Option<Duration>> {
+    match reader {
+        Reader::Stat => {
+            fs::metadata(&place.file)?;
+            drop(File::open(&place.file)?);
+        }
+        Reader::Mountinfo => read_all(mountinfo)?,
+        Reader::Listmount => list()?,
+        Reader::Openat2 => *again += open_in_root(place)?,
+        Reader::Poll => {
+            let start = Instant::now();
+            let mut events = [PollFd::new(mountinfo.as_fd(), PollFlags::POLLPRI)];
+            if poll(&mut events, PollTimeout::from(POLL_LIMIT_MS))? == 0 {
+                return Ok(None);
+            }
+            *again += 1;
+            let waited = start.elapsed();
+            read_all(mountinfo)?;
+            return Ok(Some(waited));
+        }
+    }
+    Ok(Some(Duration::ZERO))
+}
+
+/// As systemd and the kubelet do: all of it, from the beginning.
+fn read_all(mountinfo: &mut File) -> Result<()> {
+    mountinfo.rewind()?;
+    let mut text = String::new();
+    mountinfo.read_to_string(&mut text)?;
+    mount_tree::parse(&text).map(drop)
+}
+
+fn list() -> Result<()> {
+    let mut ids = [0; LISTED];
+    let count = listmount(LSMT_ROOT, 0, &mut ids).context("listmount")?;
+    for id in &ids[..count] {
+        match statmount(*id, BASIC) {
+            // A mount that was listed may be gone by now.
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error).context("statmount"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file by a path with `..` in it, below a root; returns how often the kernel wanted to be asked again (EAGAIN: something was mounted
+/// or renamed meanwhile, openat2(2)).
+fn open_in_root(place: &Place) -> Result<u64> {
+    let root = File::open(&place.root)?;
+    let mut again = 0;
+    loop {
+        match openat2(&root, "a/b/../b/file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
+            Ok(_) => return Ok(again),
+            Err(Errno::AGAIN) => again += 1,
+            Err(error) => return Err(error).context("openat2(RESOLVE_IN_ROOT)"),
+        }
+    }
+}
+
+/// A folder that no storm touches; removed on drop.
+struct Place {
+    root: PathBuf,
+    file: PathBuf,
+}
+
+impl Place {
+    fn make() -> Result<Place> {
+        // A process may read in several storms at once.
+        static PLACES: AtomicU32 = AtomicU32::new(0);
+        let number = PLACES.fetch_add(1, Ordering::Relaxed);
+        let root = Path::new(BASE).join(format!("readers-{}-{number}", std::process::id()));
+        fs::create_dir_all(root.join("a/b"))?;
+        let file = root.join("a/b/file");
+        fs::write(&file, "healthy\n")?;
+        Ok(Place { root, file })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reader_reads_in_quiet_and_in_the_storm() {
+        let readers = [Reader::Stat, Reader::Mountinfo, Reader::Openat2];
+        let ((), samples) = around(&readers, || {
+            std::thread::sleep(Duration::from_millis(30));
+            Ok(())
+        })
+        .unwrap();
+        for reader in readers {
+            let sample = &samples[reader.name()];
+            let counts =
+                [&sample.before, &sample.during].map(|latency| latency.as_ref().map_or(0, |latency| latency.count));
+            assert!(counts.iter().all(|count| *count > 2), "{}: {counts:?}", reader.name());
+        }
+    }
+
+    #[test]
+    fn a_poll_that_sees_nothing_measures_nothing() {
+        let ((), samples) = around(&[Reader::Poll], || Ok(())).unwrap();
+        assert!(samples["poll"].before.is_none() && samples["poll"].again == 0);
+    }
+
+    #[test]
+    fn without_readers_there_is_only_the_storm() {
+        let (value, samples) = around(&[], || Ok(7)).unwrap();
+        assert!(value == 7 && samples.is_empty());
+    }
+
+    #[test]
+    fn a_failed_storm_ends_its_readers() {
+        let result = around(&[Reader::Stat], || -> Result<()> { bail!("EBUSY") });
+        assert_eq!(result.unwrap_err().to_string(), "EBUSY");
+    }
+}
