@@ -3,6 +3,7 @@
 mod disturbed_storms;
 mod limits;
 mod locked;
+mod mount_events;
 mod mount_setattr;
 mod move_mount;
 mod names;
@@ -50,6 +51,7 @@ const AREAS: &[&[Trial]] = &[
     races::TRIALS,
     limits::TRIALS,
     disturbed_storms::TRIALS,
+    mount_events::TRIALS,
 ];
 
 /// Runs the trials that `job` names, one after the other, each in a process of its own, and emits each outcome. A trial that
