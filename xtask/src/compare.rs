@@ -123,6 +123,7 @@ pub fn of_two_runs(first: &Run, second: &Run) -> Result<Comparison> {
         ("number of CPUs", a.machine.cpus != b.machine.cpus),
         ("topology", a.machine.topology != b.machine.topology),
         ("storms", a.points != b.points),
+        ("peer namespaces or ledger", a.surroundings != b.surroundings),
     ];
     if let Some((what, _)) = differs.iter().find(|(_, differs)| *differs) {
         let message = format!("the two runs differ in {what}: a ratio between them would not be the kernels'");
@@ -397,6 +398,8 @@ mod tests {
         let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)];
         let (first, mut second) = (fixture::run(&arms), fixture::run(&arms));
         assert_eq!(of_two_runs(&first, &second).unwrap().rows[0].verdict, Verdict::Equivalent);
+        second.manifest.surroundings.peer_namespaces = 8;
+        assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("peer namespaces"));
         second.manifest.machine.cpus = 8;
         assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("number of CPUs"));
     }
