@@ -15,10 +15,10 @@ const HELD_LIMIT: Duration = Duration::from_secs(10);
 /// How often to look in that time.
 const HELD_POLL: Duration = Duration::from_millis(10);
 
-/// Sweeps: count of mounts can only shrink, so one more than a mount can be stacked here ends it.
+/// Sweeps over the mount table. One is enough unless somebody still mounts, which is an error.
 const SWEEPS: u32 = 16;
 
-/// Unmounts everything below the mount at `root` (not itself), and removes the empty folders in each of `temporary`. Returns how many mounts
+/// Unmounts everything below the mount at `root` (not itself), and removes the empty folders in `temporary`. Returns how many mounts
 /// there were.
 ///
 /// # Errors
