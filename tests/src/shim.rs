@@ -4,7 +4,7 @@
 
 use crate::metrics::{CallLog, Calls};
 use crate::user_ns::{self, IdMap};
-use crate::workload::{Linux, Pass};
+use crate::workload::{Pass, on_linux};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
@@ -52,6 +52,11 @@ impl Shim {
         shim.stream.get_mut().map_err(|_| anyhow::anyhow!("a shim's lock is broken"))?.read_line(&mut hello)?;
         ensure!(hello == "ready\n", "a shim did not start: it said {hello:?}");
         Ok(shim)
+    }
+
+    /// Its process id, for one who kills it.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Has the shim run a pass; its calls are logged as if they were our own.
@@ -105,10 +110,10 @@ fn serve_on_stdin() -> Result<()> {
         let pass: Pass = serde_json::from_str(&order?)?;
         let beat = Default::default();
         let mut log = CallLog::new(&beat);
-        let done = match &user_ns {
-            Some(user_ns) => pass.run_in(&Linux, user_ns, &mut log),
-            None => pass.run(&Linux, &mut log),
-        };
+        let done = on_linux(pass.recorded, &mut log, |kernel, log| match &user_ns {
+            Some(user_ns) => pass.run_in(kernel, user_ns, log),
+            None => pass.run(kernel, log),
+        });
         let error = done.err().map(|error| format!("{error:#}"));
         let answer = serde_json::to_string(&Answer { calls: log.into_calls(), error })? + "\n";
         answers.write_all(answer.as_bytes())?;

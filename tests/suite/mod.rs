@@ -1,7 +1,9 @@
 //! The suite: every trial by area, and their run in one kernel.
 
+mod disturbed_storms;
 mod limits;
 mod locked;
+mod mount_events;
 mod mount_setattr;
 mod move_mount;
 mod names;
@@ -48,6 +50,8 @@ const AREAS: &[&[Trial]] = &[
     remount::TRIALS,
     races::TRIALS,
     limits::TRIALS,
+    disturbed_storms::TRIALS,
+    mount_events::TRIALS,
 ];
 
 /// Runs the trials that `job` names, one after the other, each in a process of its own, and emits each outcome. A trial that

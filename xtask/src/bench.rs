@@ -3,7 +3,7 @@
 use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
-use crate::flags::{BenchFlags, MachineFlags, RootfsFlag, Switch};
+use crate::flags::{BenchFlags, LedgerFlag, MachineFlags, RootfsFlag, Switch};
 use crate::kernel::{self, Kernel, Workshop};
 use crate::machine::{Fallback, MachineInfo, MachineKind, Setting, Topology};
 use crate::measure::{Fleet, measure};
@@ -11,7 +11,7 @@ use crate::process::Task;
 use crate::results::{Manifest, RESULTS_VERSION, Run};
 use crate::{compare, guest, machine, plan, report, results, setup, warning};
 use anyhow::{Context, Result};
-use mount_storms::protocol::{Manner, StormPoint, UserNamespaces};
+use mount_storms::protocol::{Manner, StormPoint, Surroundings, UserNamespaces};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xshell::{Shell, cmd};
@@ -222,11 +222,18 @@ fn manifest(
         warmup_iterations: flags.warmup_iterations.unwrap_or(amount.warmup_iterations),
         manner: manner(flags, info),
         readers: flags.readers.iter().filter_map(|flag| flag.reader()).collect(),
+        surroundings: Surroundings { peer_namespaces: flags.peer_namespaces, ledger: flags.ledger.into() },
         boots: plan::plan(flags.boots.unwrap_or(amount.boots), candidate.is_some(), &cpus, flags.seed),
-        warnings: warning::collect(info),
+        warnings: warning::collect(info).into_iter().chain(ledger_warning(flags)).collect(),
         baseline,
         candidate,
     })
+}
+
+fn ledger_warning(flags: &BenchFlags) -> Option<String> {
+    let warning =
+        "the full ledger writes down each attach and detach under the clock: these figures are no measurement";
+    (flags.ledger == LedgerFlag::Full).then(|| warning.to_owned())
 }
 
 /// containerd's way, but for what would hide the mounts on a machine where nothing else is to be measured.
