@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod check;
+pub mod descriptors;
 pub mod events;
 pub mod idmap;
 pub mod kmsg;

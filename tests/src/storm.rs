@@ -5,6 +5,7 @@
 //! the barrier to the last that ended; an oracle that failed withholds it.
 
 use crate::check::{Verdicts, check_mount_table};
+use crate::descriptors;
 use crate::events::Events;
 use crate::leak::{Bound, LeakWatch};
 use crate::ledger::{Entries, Ledger, Tables};
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 /// The storm that could not be run, and the call that failed.
 pub fn run(job: &StormJob, seed: u64, devices: Devices, events: &Events) -> Result<()> {
     ensure!(!job.points.is_empty() && job.iterations > 0, "the job has no storm, or no iteration, to run");
+    descriptors::make_room()?;
     let per_point = u64::from(job.warmup_iterations) + u64::from(job.iterations);
     let mut progress = Progress { events, done: 0, total: per_point * job.points.len() as u64 };
     for point in &job.points {
