@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod check;
+pub mod child;
 pub mod events;
 pub mod idmap;
 pub mod kmsg;
@@ -9,6 +10,8 @@ pub mod layout;
 pub mod load;
 pub mod loop_disk;
 pub mod metrics;
+pub mod model;
+pub mod model_kernel;
 pub mod mount_tree;
 pub mod mountinfo;
 pub mod phase;

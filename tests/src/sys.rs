@@ -283,6 +283,24 @@ impl Drop for UserNsChild {
     }
 }
 
+/// Forks; the child does `work` and exits with its value. Returns the child's id. Only for a process without other threads: nobody else
+/// can hold a lock that the child then waits for.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: the caller has no other threads, so the child is as whole a process as the parent.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let status = work();
+            // SAFETY: ends the child, without the parent's exit handlers.
+            unsafe { libc::_exit(status) }
+        }
+        child => Ok(child),
+    }
+}
+
 /// Executes so many instructions, give or take ten, of a loop that touches no memory.
 pub fn spin_insns(insns: u64) {
     let turns = (insns / 2).max(1);

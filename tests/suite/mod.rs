@@ -2,6 +2,7 @@
 
 mod limits;
 mod locked;
+mod model;
 mod mount_setattr;
 mod move_mount;
 mod names;
@@ -48,6 +49,7 @@ const AREAS: &[&[Trial]] = &[
     remount::TRIALS,
     races::TRIALS,
     limits::TRIALS,
+    model::TRIALS,
 ];
 
 /// Runs the trials that `job` names, one after the other, each in a process of its own, and emits each outcome. A trial that
