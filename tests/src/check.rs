@@ -4,6 +4,8 @@ use crate::mount_tree::{self, Mount};
 use crate::protocol::Oracle;
 use crate::topology::LayerFile;
 use crate::user_ns::IdMap;
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,8 +19,27 @@ const SENTENCES: usize = 20;
 pub const IDMAPPED_OWNERSHIP: &str = "idmapped_ownership";
 /// Files read as they were written.
 pub const LAYER_CONTENT: &str = "layer_content";
+/// A mount that is in use is not unmounted.
+pub const BUSY_REFUSED: &str = "busy_refused";
 /// The mount table is as it was before the storm.
 pub const MOUNT_TABLE: &str = "mount_table";
+
+/// Checks that umount2(2) refuses the mount at `root` with EBUSY as long as `file`, which lies in it, is open.
+pub fn check_busy(verdicts: &mut Verdicts, who: &str, root: &Path, file: &Path) {
+    let verdict = match File::open(file) {
+        Ok(_open) => judge_busy(who, unmount(root, UnmountFlags::empty())),
+        Err(error) => Err(format!("{who}: {} cannot be opened: {error}", file.display())),
+    };
+    verdicts.add(BUSY_REFUSED, verdict);
+}
+
+fn judge_busy(who: &str, answer: Result<(), Errno>) -> Result<(), String> {
+    match answer {
+        Err(Errno::BUSY) => Ok(()),
+        Ok(()) => Err(format!("{who}: umount2(rootfs, 0) succeeded under an open file")),
+        Err(error) => Err(format!("{who}: umount2(rootfs, 0) under an open file failed with {error}, not with EBUSY")),
+    }
+}
 
 /// A file as a mount shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +211,13 @@ mod tests {
         assert_eq!(oracle.checks, BTreeMap::from([(IDMAPPED_OWNERSHIP.into(), 1), (LAYER_CONTENT.into(), 1)]));
         assert_eq!(oracle.failures.len(), 1);
         assert!(oracle.failures[0].contains("must be shown as 165539:165540"), "{:?}", oracle.failures);
+    }
+
+    #[test]
+    fn only_ebusy_refuses_a_mount_in_use() {
+        assert_eq!(judge_busy("c", Err(Errno::BUSY)), Ok(()));
+        assert!(judge_busy("c", Ok(())).unwrap_err().contains("succeeded under an open file"));
+        assert!(judge_busy("c", Err(Errno::INVAL)).unwrap_err().contains("not with EBUSY"));
     }
 
     #[test]

@@ -13,6 +13,24 @@ const EXT4: &[u8] = include_bytes!("../fixtures/ext4.img");
 /// Attempts to get a loop device before somebody else takes it.
 const ATTEMPTS: usize = 16;
 
+/// A loop device with this file behind it: its path, and a descriptor that keeps it. The kernel takes it apart when its last user is gone.
+///
+/// # Errors
+/// When there is no free loop device.
+pub fn configured(image: &File) -> Result<(String, File)> {
+    let control = File::open("/dev/loop-control").context("cannot open /dev/loop-control")?;
+    for _ in 0..ATTEMPTS {
+        let path = format!("/dev/loop{}", loop_free_number(&control).context("LOOP_CTL_GET_FREE")?);
+        let writable = OpenOptions::new().read(true).write(true).open(&path).with_context(|| path.clone())?;
+        if loop_configure(&writable, image).is_ok() {
+            // Without CONFIG_BLK_DEV_WRITE_MOUNTED a device that is open for writing cannot be mounted.
+            let device = File::open(&path).with_context(|| path.clone())?;
+            return Ok((path, device));
+        }
+    }
+    bail!("no loop device could be configured in {ATTEMPTS} attempts")
+}
+
 /// The disk. The kernel takes it apart when the last of its users is gone: this value, or a mount of it.
 #[derive(Debug)]
 pub struct LoopDisk {
@@ -28,18 +46,8 @@ impl LoopDisk {
     pub fn with_ext4(scratch: &Scratch) -> Result<LoopDisk> {
         let image = scratch.path("ext4.img");
         fs::write(&image, EXT4).context("cannot write the image")?;
-        let image = OpenOptions::new().read(true).write(true).open(image)?;
-        let control = File::open("/dev/loop-control").context("cannot open /dev/loop-control")?;
-        for _ in 0..ATTEMPTS {
-            let path = format!("/dev/loop{}", loop_free_number(&control).context("LOOP_CTL_GET_FREE")?);
-            let writable = OpenOptions::new().read(true).write(true).open(&path).with_context(|| path.clone())?;
-            if loop_configure(&writable, &image).is_ok() {
-                // Without CONFIG_BLK_DEV_WRITE_MOUNTED a device that is open for writing cannot be mounted.
-                let device = File::open(&path).with_context(|| path.clone())?;
-                return Ok(LoopDisk { path, _device: device });
-            }
-        }
-        bail!("no loop device could be configured in {ATTEMPTS} attempts")
+        let (path, device) = configured(&OpenOptions::new().read(true).write(true).open(image)?)?;
+        Ok(LoopDisk { path, _device: device })
     }
 
     /// Its path in /dev.

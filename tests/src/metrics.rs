@@ -1,5 +1,6 @@
 //! Latencies of a storm's calls: logged by each thread as plain numbers, made into histograms when the clock has stopped.
 
+use crate::ledger::Entries;
 use crate::protocol::Latency;
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -94,6 +95,9 @@ pub struct Calls {
     busy: u64,
     /// Mounts that were left where they are, because this containerd leaves them.
     leaked: Vec<PathBuf>,
+    /// What was attached and detached, if anybody writes it down.
+    #[serde(default)]
+    entries: Entries,
 }
 
 impl<'a> CallLog<'a> {
@@ -129,6 +133,16 @@ impl<'a> CallLog<'a> {
         self.calls.leaked.push(target.to_owned());
     }
 
+    /// Adds what a full ledger has to know.
+    pub fn add_entries(&mut self, entries: Entries) {
+        self.calls.entries.append(entries);
+    }
+
+    /// What was attached and detached.
+    pub fn entries(&self) -> &Entries {
+        &self.calls.entries
+    }
+
     /// Mounts that were left behind.
     pub fn leaked(&self) -> &[PathBuf] {
         &self.calls.leaked
@@ -141,6 +155,7 @@ impl<'a> CallLog<'a> {
         }
         self.calls.busy += calls.busy;
         self.calls.leaked.extend(calls.leaked);
+        self.calls.entries.append(calls.entries);
         self.beat.add();
     }
 

@@ -59,6 +59,32 @@ pub struct StormJob {
     /// Who reads beside the storm.
     #[serde(default)]
     pub readers: Vec<Reader>,
+    /// What stands around the storm.
+    #[serde(flatten)]
+    pub surroundings: Surroundings,
+}
+
+/// What stands around a storm, and how closely its mounts are watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings {
+    /// Other mount namespaces with a copy of the storm's mount: its peers, if it is shared.
+    #[serde(default)]
+    pub peer_namespaces: u32,
+    /// What is written down of each mount.
+    #[serde(default)]
+    pub ledger: LedgerKind,
+}
+
+/// How closely a storm's mounts are watched, by their unique ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LedgerKind {
+    /// Before the clock, after it and after the storm: costs nothing under the clock.
+    #[default]
+    Table,
+    /// Each attach and detach as well, against fanotify's stream and a thread that checks while the storm runs. Costs a statx(2) for each
+    /// attach and each detach, an event under `namespace_sem` for each, and the thread's work: such a run is no measurement.
+    Full,
 }
 
 /// How containers are started: what containerd does besides its calls on mounts.
@@ -112,6 +138,8 @@ pub enum Reader {
     Openat2,
     /// poll(2) on mountinfo, and all of it at each change: PID 1; counts the wake-ups.
     Poll,
+    /// fanotify(7) events of attach and detach, Linux 6.15 and later; counts them.
+    Fanotify,
 }
 
 impl Reader {
@@ -123,6 +151,7 @@ impl Reader {
             Reader::Listmount => "listmount",
             Reader::Openat2 => "openat2",
             Reader::Poll => "poll",
+            Reader::Fanotify => "fanotify",
         }
     }
 }
@@ -134,7 +163,7 @@ pub struct ReaderSample {
     pub before: Option<Latency>,
     /// While the storm ran.
     pub during: Option<Latency>,
-    /// Times that the kernel wanted to be asked again (`openat2`), or woke the reader (`poll`).
+    /// Times that the kernel wanted to be asked again (`openat2`), or woke the reader (`poll`); events (`fanotify`).
     pub again: u64,
 }
 

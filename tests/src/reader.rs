@@ -2,6 +2,7 @@
 //! and again, a little before the storm, to know what it costs in quiet, and while the storm runs.
 
 use crate::metrics::latency;
+use crate::mount_events::MountEvents;
 use crate::mount_tree;
 use crate::protocol::{Reader, ReaderSample};
 use crate::storage::BASE;
@@ -92,14 +93,14 @@ fn sample(seen: &Seen) -> Result<ReaderSample> {
 
 fn read_until_over(reader: Reader, place: &Place, stage: &AtomicU8) -> Result<Seen> {
     let mut seen = Seen::default();
-    let mut mountinfo = File::open("/proc/self/mountinfo").context("cannot open /proc/self/mountinfo")?;
+    let mut sources = Sources::open(reader)?;
     loop {
         let now = stage.load(Ordering::Acquire);
         if now == OVER {
             return Ok(seen);
         }
         let start = Instant::now();
-        let done = turn(reader, place, &mut mountinfo, &mut seen.again)
+        let done = turn(reader, place, &mut sources, &mut seen.again)
             .with_context(|| format!("the reader {}", reader.name()))?;
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         if let Some(waited) = done {
@@ -111,28 +112,56 @@ fn read_until_over(reader: Reader, place: &Place, stage: &AtomicU8) -> Result<Se
 }
 
 /// One turn; how much of it was waiting for something to happen, or nothing if nothing did.
-fn turn(reader: Reader, place: &Place, mountinfo: &mut File, again: &mut u64) -> Result<Option<Duration>> {
+fn turn(reader: Reader, place: &Place, sources: &mut Sources, again: &mut u64) -> Result<Option<Duration>> {
     match reader {
         Reader::Stat => {
             fs::metadata(&place.file)?;
             drop(File::open(&place.file)?);
         }
-        Reader::Mountinfo => read_all(mountinfo)?,
+        Reader::Mountinfo => read_all(&mut sources.mountinfo)?,
         Reader::Listmount => list()?,
         Reader::Openat2 => *again += open_in_root(place)?,
         Reader::Poll => {
-            let start = Instant::now();
-            let mut events = [PollFd::new(mountinfo.as_fd(), PollFlags::POLLPRI)];
-            if poll(&mut events, PollTimeout::from(POLL_LIMIT_MS))? == 0 {
+            let Some(waited) = wait_for(PollFd::new(sources.mountinfo.as_fd(), PollFlags::POLLPRI))? else {
                 return Ok(None);
-            }
+            };
             *again += 1;
-            let waited = start.elapsed();
-            read_all(mountinfo)?;
+            read_all(&mut sources.mountinfo)?;
+            return Ok(Some(waited));
+        }
+        Reader::Fanotify => {
+            let stream = sources.events.as_ref().context("no stream of mount events is open")?;
+            let Some(waited) = wait_for(PollFd::new(stream.as_fd(), PollFlags::POLLIN))? else { return Ok(None) };
+            *again += stream.drain()?.len() as u64;
             return Ok(Some(waited));
         }
     }
     Ok(Some(Duration::ZERO))
+}
+
+/// Waits for what `awaited` names; how long, or nothing if it did not happen within [`POLL_LIMIT_MS`].
+fn wait_for(awaited: PollFd<'_>) -> Result<Option<Duration>> {
+    let start = Instant::now();
+    let ready = poll(&mut [awaited], PollTimeout::from(POLL_LIMIT_MS))?;
+    Ok((ready > 0).then(|| start.elapsed()))
+}
+
+/// What a reader keeps open.
+struct Sources {
+    mountinfo: File,
+    /// Only for the reader of it: a namespace that nobody watches makes no events.
+    events: Option<MountEvents>,
+}
+
+impl Sources {
+    fn open(reader: Reader) -> Result<Sources> {
+        let events = match reader {
+            Reader::Fanotify => Some(MountEvents::of_namespace(File::open("/proc/thread-self/ns/mnt")?)?),
+            _ => None,
+        };
+        let mountinfo = File::open("/proc/self/mountinfo").context("cannot open /proc/self/mountinfo")?;
+        Ok(Sources { mountinfo, events })
+    }
 }
 
 /// As systemd and the kubelet do: all of it, from the beginning.

@@ -11,9 +11,24 @@ fn require(met: bool, reason: impl FnOnce() -> String) -> Verdict {
 }
 
 fn kernel(major: u32, minor: u32, what: &str) -> Verdict {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let enough = parse_release(&release).is_some_and(|have| have >= (major, minor));
-    require(enough, || format!("{what} needs Linux {major}.{minor}, this is {release}"))
+    require(is_linux(major, minor), || format!("{what} needs Linux {major}.{minor}, this is {}", release()))
+}
+
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Whether this kernel is of that release or a later one.
+pub fn is_linux(major: u32, minor: u32) -> bool {
+    parse_release(&release()).is_some_and(|have| have >= (major, minor))
+}
+
+/// fanotify(7) events of mounts: Linux 6.15.
+///
+/// # Errors
+/// [`Skip`].
+pub fn mount_events() -> Verdict {
+    kernel(6, 15, "fanotify with FAN_REPORT_MNT")
 }
 
 fn parse_release(release: &str) -> Option<(u32, u32)> {

@@ -4,7 +4,7 @@
 
 use crate::metrics::{CallLog, Calls};
 use crate::user_ns::{self, IdMap};
-use crate::workload::{Linux, Pass};
+use crate::workload::{Pass, on_linux};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
@@ -105,10 +105,10 @@ fn serve_on_stdin() -> Result<()> {
         let pass: Pass = serde_json::from_str(&order?)?;
         let beat = Default::default();
         let mut log = CallLog::new(&beat);
-        let done = match &user_ns {
-            Some(user_ns) => pass.run_in(&Linux, user_ns, &mut log),
-            None => pass.run(&Linux, &mut log),
-        };
+        let done = on_linux(pass.recorded, &mut log, |kernel, log| match &user_ns {
+            Some(user_ns) => pass.run_in(kernel, user_ns, log),
+            None => pass.run(kernel, log),
+        });
         let error = done.err().map(|error| format!("{error:#}"));
         let answer = serde_json::to_string(&Answer { calls: log.into_calls(), error })? + "\n";
         answers.write_all(answer.as_bytes())?;

@@ -1,10 +1,12 @@
 //! The mount that a storm happens in: a fresh file system with the propagation that the storm asks for.
 
+use crate::loop_disk::configured;
 use crate::protocol::{Propagation, Storage};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ const VIRTIO_DISK: &str = "/dev/vda";
 /// Size of the disk that is made where the machine gives none; sparse, so mostly room for the inode tables.
 const LOOP_DISK_BYTES: u64 = 512 << 20;
 
-/// How long mke2fs(8) and mount(8) may take.
+/// How long mke2fs(8) may take.
 const TOOL_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the storm's file system may stay busy after the storm: the kernel lets go of mounts in the background.
@@ -40,7 +42,15 @@ pub enum Devices {
 #[derive(Debug)]
 pub struct Ground {
     path: PathBuf,
-    disk_image: Option<PathBuf>,
+    disk: Option<Disk>,
+}
+
+/// The block device below a file system.
+#[derive(Debug)]
+struct Disk {
+    device: PathBuf,
+    /// Of a loop device: the file behind it, and a descriptor that keeps the kernel from taking it apart with the unmount.
+    made: Option<(PathBuf, File)>,
 }
 
 impl Ground {
@@ -51,11 +61,11 @@ impl Ground {
     pub fn mount(storage: Storage, propagation: Propagation, devices: Devices) -> Result<Ground> {
         let path = Path::new(BASE).join("storm");
         fs::create_dir_all(&path)?;
-        let disk_image = match storage {
+        let disk = match storage {
             Storage::Tmpfs => mount_tmpfs(&path).map(|()| None)?,
-            Storage::Ext4 => mount_ext4(&path, devices)?,
+            Storage::Ext4 => Some(mount_ext4(&path, devices)?),
         };
-        let ground = Ground { path, disk_image };
+        let ground = Ground { path, disk };
         let change = match propagation {
             Propagation::Shared => MountPropagationFlags::SHARED,
             Propagation::Private => MountPropagationFlags::PRIVATE,
@@ -69,10 +79,11 @@ impl Ground {
         &self.path
     }
 
-    /// Empties and unmounts it. That nobody holds it any more is a check of its own: a leaked mount of a layer would.
+    /// Empties and unmounts it. That nobody holds it any more is a check of its own: a leaked mount of a layer would. So is that its device is
+    /// free as soon as umount2(2) has returned: of the superblock's claim on it nothing may be left.
     ///
     /// # Errors
-    /// A file cannot be removed, or the file system stays busy.
+    /// A file cannot be removed, the file system stays busy, or the device is not free at once.
     pub fn unmount(self) -> Result<()> {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -82,8 +93,32 @@ impl Ground {
             }
         }
         unmount_within(&self.path, BUSY_LIMIT)?;
+        if let Some(disk) = &self.disk {
+            disk.claim_at_once()?;
+        }
         fs::remove_dir(&self.path)?;
-        Ok(self.disk_image.map_or(Ok(()), fs::remove_file)?)
+        self.disk.map_or(Ok(()), Disk::remove)
+    }
+}
+
+impl Disk {
+    /// Opens the device as mkfs does, for itself alone; and makes a new file system on it where there is a mkfs and the disk is ours to wipe.
+    fn claim_at_once(&self) -> Result<()> {
+        let device = self.device.display();
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(&self.device).with_context(|| {
+            format!("umount2(2) has returned, and open({device}, O_EXCL) fails: something holds the superblock")
+        })?;
+        match (&self.made, tool("mke2fs")) {
+            (Some(_), Some(mke2fs)) => make_ext4(&mke2fs, &self.device),
+            _ => Ok(()),
+        }
+    }
+
+    /// The loop device goes with the last descriptor.
+    fn remove(self) -> Result<()> {
+        let Some((image, device)) = self.made else { return Ok(()) };
+        drop(device);
+        Ok(fs::remove_file(image)?)
     }
 }
 
@@ -96,12 +131,11 @@ pub fn mount_tmpfs(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot mount a tmpfs at {}", path.display()))
 }
 
-/// Returns the file that backs the disk, if one was made.
-fn mount_ext4(path: &Path, devices: Devices) -> Result<Option<PathBuf>> {
+fn mount_ext4(path: &Path, devices: Devices) -> Result<Disk> {
     if devices == Devices::Lab && Path::new(VIRTIO_DISK).exists() {
         mount(VIRTIO_DISK, path, "ext4", MountFlags::empty(), None)
             .with_context(|| format!("cannot mount {VIRTIO_DISK} as ext4: the machine must hand it over formatted"))?;
-        return Ok(None);
+        return Ok(Disk { device: VIRTIO_DISK.into(), made: None });
     }
     let Some(mke2fs) = tool("mke2fs") else {
         bail!(
@@ -110,12 +144,17 @@ fn mount_ext4(path: &Path, devices: Devices) -> Result<Option<PathBuf>> {
     };
     let image = Path::new(BASE).join("storm.ext4");
     File::create_new(&image)?.set_len(LOOP_DISK_BYTES)?;
+    make_ext4(&mke2fs, &image)?;
+    let (device, held) = configured(&OpenOptions::new().read(true).write(true).open(&image)?)?;
+    mount(device.as_str(), path, "ext4", MountFlags::empty(), None)
+        .with_context(|| format!("cannot mount {device} as ext4"))?;
+    Ok(Disk { device: device.into(), made: Some((image, held)) })
+}
+
+fn make_ext4(mke2fs: &Path, target: &Path) -> Result<()> {
     let mut format = Command::new(mke2fs);
-    format.args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(&image);
-    run_within(&mut format, TOOL_LIMIT)?;
-    // -n: nothing is written outside our namespace. mount(8) finds a free loop device and has the kernel release it with the unmount (LO_FLAGS_AUTOCLEAR).
-    run_within(Command::new("mount").args(["-n", "-t", "ext4", "-o", "loop"]).arg(&image).arg(path), TOOL_LIMIT)?;
-    Ok(Some(image))
+    format.args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(target);
+    run_within(&mut format, TOOL_LIMIT)
 }
 
 fn tool(name: &str) -> Option<PathBuf> {

@@ -6,10 +6,14 @@
 
 use crate::check::{Verdicts, check_mount_table};
 use crate::events::Events;
+use crate::leak::{Bound, LeakWatch};
+use crate::ledger::{Entries, Ledger, Tables};
 use crate::metrics::{Beat, CallLog, latencies};
 use crate::mount_tree::{self, Mount};
+use crate::namespace_view::unique_id_at;
+use crate::peers::Peer;
 use crate::phase::{Marks, Phase, Work, run_phase};
-use crate::protocol::{GuestEvent, Reader, Sample, StormJob, StormPoint};
+use crate::protocol::{GuestEvent, LedgerKind, Reader, Sample, StormJob, StormPoint};
 use crate::reader;
 use crate::storage::{Devices, Ground};
 use crate::workload::{self, Workload};
@@ -44,7 +48,10 @@ fn run_point(
         "a storm needs threads, containers and layers"
     );
     let ground = Ground::mount(point.storage, point.propagation, devices)?;
-    let workload = workload::of_point(point, seed, job.manner, ground.path());
+    let surroundings = job.surroundings;
+    let peers = (0..surroundings.peer_namespaces).map(|_| Peer::unshare(ground.path())).collect::<Result<Vec<_>>>()?;
+    let recorded = surroundings.ledger == LedgerKind::Full;
+    let workload = workload::of_point(point, seed, job.manner, recorded, ground.path());
     workload.prepare()?;
     progress.send();
     let mut storm = Storm {
@@ -55,6 +62,8 @@ fn run_point(
         leaked: 0,
         readers: &job.readers,
         mount_table: &mount_tree::read,
+        ledger: Ledger::open(surroundings.ledger, point.propagation, &peers)?,
+        leaks: Some(LeakWatch::new(Bound::of_this_machine())),
     };
     for _ in 0..job.warmup_iterations {
         // What an oracle finds now counts for the first timed iteration.
@@ -72,23 +81,29 @@ fn run_point(
     if storm.leaked > 0 {
         progress.events.note(format!("{}: {} mounts leaked, as this containerd does", described(point), storm.leaked));
     }
+    if recorded && let Some(told) = storm.leaks.as_ref().map(LeakWatch::told).transpose()?.flatten() {
+        progress.events.note(format!("{}: {told}", described(point)));
+    }
+    drop(storm);
     drop(workload);
+    // Their copies of the storm's mount hold its file system.
+    drop(peers);
     ground.unmount()
 }
 
-/// Takes down what containerd would have left behind for good; says how much it was. Not part of the storm.
-fn take_away_leaked<'a>(leaked: impl Iterator<Item = &'a PathBuf>) -> Result<u64> {
-    let mut count = 0;
+/// Takes down what containerd would have left behind for good; returns what it was. Not part of the storm.
+fn take_away_leaked<'a>(leaked: impl Iterator<Item = &'a PathBuf>) -> Result<Vec<u64>> {
+    let mut ids = Vec::new();
     for target in leaked {
+        ids.push(unique_id_at(target)?);
         unmount(target, UnmountFlags::DETACH).with_context(|| format!("umount2({}, MNT_DETACH)", target.display()))?;
         fs::remove_dir(target)?;
         // The pass's folder goes with the last of its layers.
         if let Some(parent) = target.parent() {
             let _ = fs::remove_dir(parent);
         }
-        count += 1;
     }
-    Ok(count)
+    Ok(ids)
 }
 
 /// A storm in words.
@@ -106,32 +121,66 @@ struct Storm<'a> {
     leaked: u64,
     readers: &'a [Reader],
     mount_table: &'a dyn Fn() -> Result<Vec<Mount>>,
+    ledger: Option<Ledger<'a>>,
+    leaks: Option<LeakWatch>,
 }
 
 impl Storm<'_> {
     /// One iteration, its number not yet judged.
     fn iteration(&mut self, iteration: u32, marks: Marks, progress: &Progress<'_>) -> Result<Sample> {
         let before = (self.mount_table)()?;
+        let tables = self.ledger.as_ref().map(Ledger::tables).transpose()?;
         let beats: Vec<Beat> = (0..self.point.threads).map(|_| Beat::default()).collect();
         // Readers have no part in a warm-up.
         let readers: &[Reader] = if marks == Marks::Region { self.readers } else { &[] };
-        let (started, read) = reader::around(readers, || {
-            self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts))
-        })?;
+        let start =
+            || self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts));
+        let mut verdicts = Verdicts::default();
+        let (started, read) = match &self.ledger {
+            None => reader::around(readers, start)?,
+            Some(ledger) => ledger.during(&mut verdicts, || reader::around(readers, start))?,
+        };
+        self.check_roots(&mut verdicts, tables.as_ref(), &started)?;
         let checked = self.on_all(&beats, Marks::None, progress, |unit, _, verdicts| {
             self.workload.check(unit, verdicts);
             Ok(())
         })?;
         let stopped = self.on_all(&beats, Marks::None, progress, |unit, log, _| self.workload.cleanup(unit, log))?;
-        self.leaked += take_away_leaked(started.logs.iter().flat_map(CallLog::leaked))?;
-        check_mount_table(&mut self.verdicts, &before, &(self.mount_table)()?);
+        let leaked = take_away_leaked(started.logs.iter().flat_map(CallLog::leaked))?;
+        self.leaked += leaked.len() as u64;
+        check_mount_table(&mut verdicts, &before, &(self.mount_table)()?);
         let elapsed_ns = u64::try_from(started.elapsed.as_nanos())?;
         let logs: Vec<CallLog<'_>> = started.logs.into_iter().chain(stopped.logs).collect();
+        self.close_books(&mut verdicts, tables.as_ref(), &logs, leaked)?;
+        self.verdicts.merge(verdicts);
         self.verdicts.merge(started.verdicts);
         self.verdicts.merge(checked.verdicts);
         self.busy += logs.iter().map(CallLog::busy).sum::<u64>();
         let (point, calls) = (self.point.clone(), latencies(&logs)?);
         Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle: Default::default(), readers: read })
+    }
+
+    /// Between start and stop there is a root for each container, and what this containerd leaks.
+    fn check_roots(&self, verdicts: &mut Verdicts, before: Option<&Tables>, started: &Phase<'_>) -> Result<()> {
+        let (Some(ledger), Some(before)) = (&self.ledger, before) else { return Ok(()) };
+        let leaked: usize = started.logs.iter().map(|log| log.leaked().len()).sum();
+        ledger.check_roots(verdicts, before, self.point.containers as usize + leaked)
+    }
+
+    /// What holds once all is taken down.
+    fn close_books(
+        &mut self,
+        verdicts: &mut Verdicts,
+        before: Option<&Tables>,
+        logs: &[CallLog<'_>],
+        leaked: Vec<u64>,
+    ) -> Result<()> {
+        if let (Some(ledger), Some(before)) = (&mut self.ledger, before) {
+            let mut entries = Entries { attached: Vec::new(), detached: leaked };
+            logs.iter().for_each(|log| entries.append(log.entries().clone()));
+            ledger.close(verdicts, before, &entries)?;
+        }
+        self.leaks.as_mut().map_or(Ok(()), |leaks| leaks.iteration_over(verdicts))
     }
 
     /// The sample with what all oracles saw since the last; without its number if one failed.
@@ -241,6 +290,8 @@ mod tests {
             leaked: 0,
             readers: &[],
             mount_table,
+            ledger: None,
+            leaks: None,
         };
         storm.iteration(0, Marks::None, &progress).unwrap();
         let measured = storm.iteration(0, Marks::None, &progress).unwrap();

@@ -111,6 +111,8 @@ pub const STATMOUNT_MNT_ROOT: u64 = 0x0008;
 pub const STATMOUNT_MNT_POINT: u64 = 0x0010;
 /// STATMOUNT_FS_TYPE (include/uapi/linux/mount.h).
 pub const STATMOUNT_FS_TYPE: u64 = 0x0020;
+/// STATMOUNT_MNT_NS_ID (include/uapi/linux/mount.h).
+pub const STATMOUNT_MNT_NS_ID: u64 = 0x0040;
 /// STATMOUNT_MNT_UIDMAP (include/uapi/linux/mount.h).
 pub const STATMOUNT_MNT_UIDMAP: u64 = 0x2000;
 /// LSMT_ROOT (include/uapi/linux/mount.h): everything below the caller's root.
@@ -142,7 +144,15 @@ const SYS_LISTMOUNT: libc::c_long = 458;
 /// # Errors
 /// The kernel's errno.
 pub fn statmount(mnt_id: u64, mask: u64) -> io::Result<Box<StatMount>> {
-    let request = MntIdReq::new(mnt_id, mask);
+    statmount_in(0, mnt_id, mask)
+}
+
+/// As [`statmount`], in the mount namespace with this id (STATMOUNT_MNT_NS_ID); 0 is the caller's.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn statmount_in(mnt_ns_id: u64, mnt_id: u64, mask: u64) -> io::Result<Box<StatMount>> {
+    let request = MntIdReq { mnt_ns_id, ..MntIdReq::new(mnt_id, mask) };
     let mut answer = Box::<StatMount>::new_uninit();
     // SAFETY: integers and bytes only, so all zeroes is a value of it. The kernel reads one live struct and writes at most the
     // size passed into the other.
@@ -163,7 +173,15 @@ pub fn statmount(mnt_id: u64, mask: u64) -> io::Result<Box<StatMount>> {
 /// # Errors
 /// The kernel's errno.
 pub fn listmount(mnt_id: u64, last: u64, ids: &mut [u64]) -> io::Result<usize> {
-    let request = MntIdReq::new(mnt_id, last);
+    listmount_in(0, mnt_id, last, ids)
+}
+
+/// As [`listmount`], in the mount namespace with this id (STATMOUNT_MNT_NS_ID); 0 is the caller's.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn listmount_in(mnt_ns_id: u64, mnt_id: u64, last: u64, ids: &mut [u64]) -> io::Result<usize> {
+    let request = MntIdReq { mnt_ns_id, ..MntIdReq::new(mnt_id, last) };
     // SAFETY: the kernel reads one live struct and writes at most `ids.len()` ids.
     let result = unsafe { libc::syscall(SYS_LISTMOUNT, std::ptr::from_ref(&request), ids.as_mut_ptr(), ids.len(), 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }

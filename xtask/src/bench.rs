@@ -11,7 +11,7 @@ use crate::process::Task;
 use crate::results::{Manifest, RESULTS_VERSION, Run};
 use crate::{compare, guest, machine, plan, report, results, setup, warning};
 use anyhow::{Context, Result};
-use mount_storms::protocol::{Manner, StormPoint, UserNamespaces};
+use mount_storms::protocol::{Manner, StormPoint, Surroundings, UserNamespaces};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xshell::{Shell, cmd};
@@ -222,6 +222,7 @@ fn manifest(
         warmup_iterations: flags.warmup_iterations.unwrap_or(amount.warmup_iterations),
         manner: manner(flags, info),
         readers: flags.readers.iter().filter_map(|flag| flag.reader()).collect(),
+        surroundings: Surroundings { peer_namespaces: flags.peer_namespaces, ledger: flags.ledger.into() },
         boots: plan::plan(flags.boots.unwrap_or(amount.boots), candidate.is_some(), &cpus, flags.seed),
         warnings: warning::collect(info),
         baseline,

@@ -3,7 +3,7 @@
 use crate::failure::{Exit, Failure};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mount_storms::protocol::{Profile, Propagation, Reader, Storage, UserNamespaces};
+use mount_storms::protocol::{LedgerKind, Profile, Propagation, Reader, Storage, UserNamespaces};
 use std::path::PathBuf;
 
 /// mountlab: does this kernel patch make mount storms scale, and does it break anything?
@@ -19,7 +19,7 @@ pub struct Flags {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Build two kernels, boot both, storm both with every result checked, compare, report
-    Bench(BenchFlags),
+    Bench(Box<BenchFlags>),
     /// Unit tests, lints, series checks, then the suite in guests on mainline and on the patched kernel
     Test(TestFlags),
     /// Flame graphs and what happens under the mount locks, for two kernels, on the simulated machine
@@ -113,6 +113,12 @@ pub struct BenchFlags {
     /// Who reads beside the storm, each measured before it and during it [default: stat]
     #[arg(long, value_delimiter = ',', default_value = "stat", value_name = "READER,...")]
     pub readers: Vec<ReaderFlag>,
+    /// Other mount namespaces that hear of each mount and umount of the storm
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub peer_namespaces: u32,
+    /// How closely mounts are watched by their unique ids: full writes down each, and costs time under the clock
+    #[arg(long, default_value = "table", value_name = "KIND")]
+    pub ledger: LedgerFlag,
     /// Who mounts a container's root: a process per container, as a shim is, or the thread that starts the container
     #[arg(long, default_value = "processes", value_name = "WHO")]
     pub rootfs: RootfsFlag,
@@ -327,6 +333,8 @@ pub enum ReaderFlag {
     Openat2,
     /// poll on mountinfo, and all of it at each change
     Poll,
+    /// fanotify events of mounts
+    Fanotify,
 }
 
 impl ReaderFlag {
@@ -339,6 +347,25 @@ impl ReaderFlag {
             ReaderFlag::Listmount => Some(Reader::Listmount),
             ReaderFlag::Openat2 => Some(Reader::Openat2),
             ReaderFlag::Poll => Some(Reader::Poll),
+            ReaderFlag::Fanotify => Some(Reader::Fanotify),
+        }
+    }
+}
+
+/// `--ledger`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LedgerFlag {
+    /// before the clock and after it
+    Table,
+    /// each attach and detach, against fanotify and a thread that looks on
+    Full,
+}
+
+impl From<LedgerFlag> for LedgerKind {
+    fn from(flag: LedgerFlag) -> LedgerKind {
+        match flag {
+            LedgerFlag::Table => LedgerKind::Table,
+            LedgerFlag::Full => LedgerKind::Full,
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::failure::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::machine::{MachineInfo, Region};
 use anyhow::{Context, Result};
-use mount_storms::protocol::{Manner, Reader, Sample, StormPoint};
+use mount_storms::protocol::{Manner, Reader, Sample, StormPoint, Surroundings};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -76,6 +76,9 @@ pub struct Manifest {
     /// Who read beside the storms.
     #[serde(default)]
     pub readers: Vec<Reader>,
+    /// What stood around the storms.
+    #[serde(flatten)]
+    pub surroundings: Surroundings,
     /// The boots, in order.
     pub boots: Vec<PlannedBoot>,
     /// What may disturb the figures, in sentences.
@@ -411,6 +414,7 @@ pub mod fixture {
             warmup_iterations: 0,
             manner: Manner::CONTAINERD,
             readers: Vec::new(),
+            surroundings: Surroundings::default(),
             boots: crate::plan::plan(3, true, &[2], 1),
             warnings: vec!["the host is busy".into()],
         };

@@ -8,9 +8,10 @@
 
 use super::Workload;
 use super::calls::{unmount_all, unmount_when_free};
-use super::kernel::Linux;
+use super::kernel::{Kernel, Linux};
+use super::on_linux;
 use super::pass::{Pass, make_folder, remove_folder};
-use crate::check::{Verdicts, check_files};
+use crate::check::{Verdicts, check_busy, check_files};
 use crate::layout::Layout;
 use crate::metrics::{CallKind, CallLog};
 use crate::protocol::{Manner, Profile, StormPoint, UserNamespaces};
@@ -28,6 +29,7 @@ use std::sync::OnceLock;
 pub struct ContainerStart {
     point: StormPoint,
     manner: Manner,
+    recorded: bool,
     layout: Layout,
     files: Vec<LayerFile>,
     view: Vec<LayerFile>,
@@ -41,7 +43,7 @@ pub struct ContainerStart {
 
 impl ContainerStart {
     /// The starts of `point` in the mount at `root`.
-    pub fn new(point: &StormPoint, seed: u64, manner: Manner, root: &Path) -> ContainerStart {
+    pub fn new(point: &StormPoint, seed: u64, manner: Manner, recorded: bool, root: &Path) -> ContainerStart {
         let layout = Layout::new(root, point.layers);
         let files = layer_files(seed, point.layers);
         let view = merged_view(&files);
@@ -51,6 +53,7 @@ impl ContainerStart {
         ContainerStart {
             point: point.clone(),
             manner,
+            recorded,
             layout,
             files,
             view,
@@ -75,7 +78,7 @@ impl ContainerStart {
         self.run(&self.pass(container, pass, layers, None, &target), container, log)?;
         let who = format!("container {container}, inspection {pass}");
         check_files(verdicts, &who, &target, &self.user_databases, IdMap::of_container(container));
-        unmount_all(&Linux, &target, CallKind::UmountRootfs, log)?;
+        on_linux(self.recorded, log, |kernel, log| unmount_all(kernel, &target, CallKind::UmountRootfs, log))?;
         remove_folder(&Linux, &target)
     }
 
@@ -91,10 +94,16 @@ impl ContainerStart {
     }
 
     fn run(&self, pass: &Pass, container: u32, log: &mut CallLog<'_>) -> Result<()> {
-        match self.user_namespaces.get().and_then(|made| made.get(container as usize)) {
-            Some(user_ns) => pass.run_in(&Linux, user_ns, log),
-            None => pass.run(&Linux, log),
-        }
+        let run = |kernel: &dyn Kernel, log: &mut CallLog<'_>| match self.user_namespace(container) {
+            Some(user_ns) => pass.run_in(kernel, user_ns, log),
+            None => pass.run(kernel, log),
+        };
+        on_linux(self.recorded, log, run)
+    }
+
+    /// The one that was made before the clock, if it was.
+    fn user_namespace(&self, container: u32) -> Option<&OwnedFd> {
+        self.user_namespaces.get().and_then(|made| made.get(container as usize))
     }
 
     fn pass(
@@ -113,6 +122,7 @@ impl ContainerStart {
             layers,
             upper,
             target: target.to_owned(),
+            recorded: self.recorded,
         }
     }
 
@@ -161,9 +171,11 @@ impl Workload for ContainerStart {
         let rootfs = self.layout.rootfs(container);
         let who = format!("container {container}");
         check_files(verdicts, &who, &rootfs, &self.view, IdMap::of_container(container));
+        check_busy(verdicts, &who, &rootfs, &rootfs.join(PASSWD));
     }
 
     fn cleanup(&self, container: u32, log: &mut CallLog<'_>) -> Result<()> {
-        unmount_when_free(&Linux, &self.layout.rootfs(container), CallKind::UmountRootfs, log)
+        let rootfs = self.layout.rootfs(container);
+        on_linux(self.recorded, log, |kernel, log| unmount_when_free(kernel, &rootfs, CallKind::UmountRootfs, log))
     }
 }

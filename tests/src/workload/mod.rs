@@ -10,12 +10,14 @@ mod kernel;
 mod overlay;
 mod pass;
 mod rdonly;
+mod recorded;
 mod recursive;
 #[cfg(test)]
 mod trace;
 
 pub use kernel::Linux;
 pub use pass::Pass;
+pub use recorded::on_linux;
 
 use crate::check::Verdicts;
 use crate::metrics::CallLog;
@@ -47,7 +49,7 @@ pub trait Workload: Sync {
     fn cleanup(&self, unit: u32, log: &mut CallLog<'_>) -> Result<()>;
 }
 
-/// The load of this storm, in the mount at `root`.
-pub fn of_point(point: &StormPoint, seed: u64, manner: Manner, root: &Path) -> Box<dyn Workload> {
-    Box::new(container_start::ContainerStart::new(point, seed, manner, root))
+/// The load of this storm, in the mount at `root`; each mount is written down if it is `recorded`.
+pub fn of_point(point: &StormPoint, seed: u64, manner: Manner, recorded: bool, root: &Path) -> Box<dyn Workload> {
+    Box::new(container_start::ContainerStart::new(point, seed, manner, recorded, root))
 }

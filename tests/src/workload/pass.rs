@@ -28,6 +28,8 @@ pub struct Pass {
     pub upper: Option<(PathBuf, PathBuf)>,
     /// Where the overlay goes.
     pub target: PathBuf,
+    /// Whether a full ledger gets each mount.
+    pub recorded: bool,
 }
 
 impl Pass {

@@ -192,6 +192,7 @@ fn pass(profile: Profile, layers: u32, inspection: bool) -> Pass {
         temporary: "/s/T".into(),
         layers: lower,
         upper,
+        recorded: false,
         target: if inspection { "/s/inspection".into() } else { "/s/rootfs".into() },
     }
 }

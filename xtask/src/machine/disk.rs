@@ -83,6 +83,7 @@ mod tests {
             warmup_iterations: 0,
             manner: Manner::CONTAINERD,
             readers: Vec::new(),
+            surroundings: Default::default(),
         };
         Job { protocol: 1, seed: 1, work: Work::Storm(storm) }
     }

@@ -118,6 +118,7 @@ mod tests {
             warmup_iterations: 0,
             manner: Manner::CONTAINERD,
             readers: Vec::new(),
+            surroundings: Default::default(),
         }
     }
 

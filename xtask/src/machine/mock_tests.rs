@@ -39,6 +39,7 @@ fn storm(iterations: u32) -> Work {
         warmup_iterations: 0,
         manner: Manner::CONTAINERD,
         readers: Vec::new(),
+        surroundings: Default::default(),
     })
 }
 

@@ -94,6 +94,7 @@ fn one(
         warmup_iterations: 0,
         manner: Manner::MOUNTS_ALONE,
         readers: Vec::new(),
+        surroundings: Default::default(),
     };
     let job = Job { protocol: PROTOCOL, seed: flags.seed, work: Work::Storm(storm) };
     let boot = Boot {

@@ -232,6 +232,7 @@ fn storm_work() -> Work {
         warmup_iterations: 0,
         manner: Manner::MOUNTS_ALONE,
         readers: Vec::new(),
+        surroundings: Default::default(),
     })
 }
 

@@ -1,0 +1,236 @@
+//! What the kernel keeps after a storm: memory and objects that grow with each mount and are not given back.
+//!
+//! Two iterations of one storm must leave the same behind. The first one warms caches (folders of the overlays, slabs); each later one is held
+//! against it. What the kernel frees late (RCU, work queues) is waited for.
+
+use crate::check::Verdicts;
+use anyhow::{Context, Result};
+use std::fmt;
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// Name of the oracle.
+pub const LEAK: &str = "leak";
+
+/// How long the kernel may take to free what it frees late.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often to look in that time.
+const SETTLE_POLL: Duration = Duration::from_millis(20);
+
+/// What the kernel holds at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// `struct mount`s, where /proc/slabinfo or sysfs tells (CONFIG_SLUB_DEBUG).
+    pub mounts: Option<u64>,
+    /// Dentries that are in use: /proc/sys/fs/dentry-state, nr_dentry less nr_unused.
+    pub dentries: u64,
+    /// Per-CPU memory, KiB: /proc/meminfo, Percpu. Each mount has its counters there.
+    pub percpu_kib: u64,
+    /// Slabs that cannot be reclaimed, KiB: /proc/meminfo, SUnreclaim. Mounts, superblocks, namespaces.
+    pub slab_kib: u64,
+}
+
+/// By how much a footprint may differ from an earlier one of the same state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Objects that lie freed in per-CPU slabs and count as in use.
+    pub mounts: u64,
+    /// Dentries of what else runs.
+    pub dentries: u64,
+    /// KiB.
+    pub percpu_kib: u64,
+    /// KiB.
+    pub slab_kib: u64,
+}
+
+impl Footprint {
+    /// The footprint now.
+    ///
+    /// # Errors
+    /// /proc is not mounted.
+    pub fn now() -> Result<Footprint> {
+        let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+        let state = fs::read_to_string("/proc/sys/fs/dentry-state").context("cannot read /proc/sys/fs/dentry-state")?;
+        let field = |name| kib(&meminfo, name).with_context(|| format!("/proc/meminfo has no {name}"));
+        Ok(Footprint {
+            mounts: mounts(),
+            dentries: dentries_in_use(&state).with_context(|| format!("dentry-state reads {state:?}"))?,
+            percpu_kib: field("Percpu")?,
+            slab_kib: field("SUnreclaim")?,
+        })
+    }
+
+    fn growth(self, since: Footprint) -> Footprint {
+        Footprint {
+            mounts: self.mounts.zip(since.mounts).map(|(now, then)| now.saturating_sub(then)),
+            dentries: self.dentries.saturating_sub(since.dentries),
+            percpu_kib: self.percpu_kib.saturating_sub(since.percpu_kib),
+            slab_kib: self.slab_kib.saturating_sub(since.slab_kib),
+        }
+    }
+
+    fn is_within(self, bound: Bound) -> bool {
+        self.mounts.is_none_or(|mounts| mounts <= bound.mounts)
+            && self.dentries <= bound.dentries
+            && self.percpu_kib <= bound.percpu_kib
+            && self.slab_kib <= bound.slab_kib
+    }
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mounts = self.mounts.map_or("mounts unknown".to_owned(), |mounts| format!("{mounts} mounts"));
+        let Footprint { dentries, percpu_kib, slab_kib, .. } = self;
+        write!(f, "{mounts}, {dentries} dentries, {percpu_kib} KiB per-CPU, {slab_kib} KiB of slabs")
+    }
+}
+
+impl Bound {
+    /// For a machine with so many CPUs.
+    pub fn of_cpus(cpus: u64) -> Bound {
+        Bound { mounts: 256 * cpus, dentries: 256, percpu_kib: 256 + 64 * cpus, slab_kib: 2048 + 512 * cpus }
+    }
+
+    /// For this machine.
+    pub fn of_this_machine() -> Bound {
+        Bound::of_cpus(std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64))
+    }
+}
+
+/// Watches over the iterations of one storm.
+#[derive(Debug)]
+pub struct LeakWatch {
+    bound: Bound,
+    warm: Option<Footprint>,
+}
+
+impl LeakWatch {
+    /// For storms on this machine.
+    pub fn new(bound: Bound) -> LeakWatch {
+        LeakWatch { bound, warm: None }
+    }
+
+    /// The footprint that others are held against and the one now, in words; nothing before the first iteration is over.
+    ///
+    /// # Errors
+    /// /proc is not mounted.
+    pub fn told(&self) -> Result<Option<String>> {
+        let Some(warm) = self.warm else { return Ok(None) };
+        let Bound { mounts, dentries, percpu_kib, slab_kib } = self.bound;
+        let bound = format!("{mounts} mounts, {dentries} dentries, {percpu_kib} KiB per-CPU, {slab_kib} KiB of slabs");
+        Ok(Some(format!(
+            "the kernel kept {warm} after the first iteration, {} now; bound: {bound} more",
+            Footprint::now()?
+        )))
+    }
+
+    /// An iteration is over. The first one is what others are held against.
+    ///
+    /// # Errors
+    /// /proc is not mounted.
+    pub fn iteration_over(&mut self, verdicts: &mut Verdicts) -> Result<()> {
+        match self.warm {
+            None => self.warm = Some(Footprint::now()?),
+            Some(warm) => verdicts.add(LEAK, judge(warm, settled(warm, self.bound)?, self.bound)),
+        }
+        Ok(())
+    }
+}
+
+/// The footprint as soon as it is within its bound, or at the limit.
+///
+/// # Errors
+/// /proc is not mounted.
+pub fn settled(since: Footprint, bound: Bound) -> Result<Footprint> {
+    let start = Instant::now();
+    loop {
+        let now = Footprint::now()?;
+        if now.growth(since).is_within(bound) || start.elapsed() > SETTLE_LIMIT {
+            return Ok(now);
+        }
+        std::thread::sleep(SETTLE_POLL);
+    }
+}
+
+/// Holds if the kernel keeps no more than it did, but for the bound.
+///
+/// # Errors
+/// The growth, in a sentence.
+pub fn judge(since: Footprint, now: Footprint, bound: Bound) -> Result<(), String> {
+    let growth = now.growth(since);
+    if growth.is_within(bound) {
+        return Ok(());
+    }
+    Err(format!("the kernel keeps more than after the storm before ({growth} more; now {now}; bound {bound:?})"))
+}
+
+/// In use of `mnt_cache`, from whichever of both shows it.
+fn mounts() -> Option<u64> {
+    let slabinfo = fs::read_to_string("/proc/slabinfo").ok();
+    slabinfo.as_deref().and_then(mounts_of_slabinfo).or_else(|| {
+        let objects = fs::read_to_string("/sys/kernel/slab/mnt_cache/objects").ok()?;
+        objects.split_whitespace().next()?.parse().ok()
+    })
+}
+
+/// Second column: objects in use.
+fn mounts_of_slabinfo(slabinfo: &str) -> Option<u64> {
+    let line = slabinfo.lines().find_map(|line| line.strip_prefix("mnt_cache "))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Documentation/admin-guide/sysctl/fs.rst: nr_dentry, nr_unused, ...
+fn dentries_in_use(state: &str) -> Option<u64> {
+    let mut numbers = state.split_whitespace().map(str::parse::<u64>);
+    let (all, unused) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some(all.saturating_sub(unused))
+}
+
+fn kib(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WARM: Footprint = Footprint { mounts: Some(40), dentries: 900, percpu_kib: 1200, slab_kib: 9000 };
+
+    #[test]
+    fn each_part_of_a_footprint_can_fail() {
+        let bound = Bound { mounts: 10, dentries: 10, percpu_kib: 10, slab_kib: 10 };
+        assert_eq!(judge(WARM, WARM, bound), Ok(()));
+        // Less than before is no leak.
+        assert_eq!(judge(WARM, Footprint { mounts: None, ..Footprint::default() }, bound), Ok(()));
+        for grown in [
+            Footprint { mounts: Some(51), ..WARM },
+            Footprint { dentries: 911, ..WARM },
+            Footprint { percpu_kib: 1211, ..WARM },
+            Footprint { slab_kib: 9011, ..WARM },
+        ] {
+            assert!(judge(WARM, grown, bound).unwrap_err().contains("11 "), "{grown}");
+        }
+    }
+
+    #[test]
+    fn a_tenth_of_a_hundred_thousand_mounts_that_leak_is_seen() {
+        // A struct mount has 320 bytes or more.
+        let leaked = 10_000;
+        let grown = Footprint { mounts: None, slab_kib: WARM.slab_kib + leaked * 320 / 1024, ..WARM };
+        assert!(judge(WARM, grown, Bound::of_cpus(2)).is_err());
+        let counted = Footprint { mounts: Some(40 + leaked), ..WARM };
+        assert!(judge(WARM, counted, Bound::of_cpus(32)).is_err());
+    }
+
+    #[test]
+    fn figures_are_found_where_the_kernel_writes_them() {
+        assert_eq!(dentries_in_use("1200\t300\t45\t0\t100\t0\n"), Some(900));
+        assert_eq!(dentries_in_use("1200\n"), None);
+        assert_eq!(kib("Percpu:  1200 kB\nSUnreclaim:     9000 kB\n", "SUnreclaim"), Some(9000));
+        assert_eq!(kib("Percpu:  1200 kB\n", "SUnreclaim"), None);
+        let slabinfo = "slabinfo - version: 2.1\nmnt_cache   40   48  320   12    1 : tunables 0 0 0\n";
+        assert_eq!(mounts_of_slabinfo(slabinfo), Some(40));
+    }
+}
