@@ -109,12 +109,10 @@ impl<'a> Kernel<'a> {
     /// What the kernel refuses.
     pub fn attempt(&self, op: &Op, crowd: usize) -> Result<()> {
         match op {
+            op if may_touch_the_world_itself(op) => {}
             Op::New(at) | Op::Bind { to: at, .. } if mountinfo::of_this_process()?.len() > crowd => {
                 self.umount(at, UnmountFlags::DETACH)?;
             }
-            // The root of the world is not umounted: the model would never do that.
-            Op::Umount(at) | Op::Detach(at) if at.path().is_empty() => {}
-            Op::Move { from, .. } if from.path().is_empty() => {}
             op => drop(self.call(op)?),
         }
         Ok(())
@@ -191,6 +189,18 @@ impl<'a> Kernel<'a> {
         };
         flags.set(MountPropagationFlags::REC, recursive);
         named("mount(propagation)", mount::mount_change(self.path(at), flags))
+    }
+}
+
+/// Whether it may umount or move the root of the world, or put something beneath it. In one thread the model knows and leaves it out; many
+/// threads leave out all that could.
+fn may_touch_the_world_itself(op: &Op) -> bool {
+    match op {
+        Op::New(at) | Op::Umount(at) | Op::Detach(at) | Op::Bind { to: at, .. } | Op::BindBeneath { to: at, .. } => {
+            at.path().is_empty()
+        }
+        Op::Move { from, to, .. } => from.path().is_empty() || to.path().is_empty(),
+        _ => false,
     }
 }
 

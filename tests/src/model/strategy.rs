@@ -10,7 +10,7 @@ const SEED: u64 = 1;
 /// Sequences that proptest tries at most to make a failing one smaller: each is a run in a kernel.
 const SHRINK_STEPS: u32 = 300;
 
-/// The seed of this run: the environment's LAB_SEED (the kernel hands words of its command line to a guest's init), or always the same.
+/// The seed of this run: LAB_SEED of the environment, or always the same.
 pub fn seed() -> u64 {
     std::env::var("LAB_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(SEED)
 }
