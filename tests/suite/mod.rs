@@ -1,5 +1,7 @@
 //! The suite: every trial by area, and their run in one kernel.
 
+mod beneath;
+mod detached;
 mod limits;
 mod locked;
 mod model;
@@ -48,6 +50,8 @@ const AREAS: &[&[Trial]] = &[
     names::TRIALS,
     remount::TRIALS,
     races::TRIALS,
+    detached::TRIALS,
+    beneath::TRIALS,
     limits::TRIALS,
     model::TRIALS,
 ];
