@@ -2,6 +2,7 @@
 
 mod beneath;
 mod detached;
+mod lazy;
 mod limits;
 mod locked;
 mod model;
@@ -15,6 +16,7 @@ mod races;
 mod remount;
 mod statmount;
 mod umount;
+mod walks;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, ColorSetting, Completion, Failed};
@@ -52,6 +54,8 @@ const AREAS: &[&[Trial]] = &[
     races::TRIALS,
     detached::TRIALS,
     beneath::TRIALS,
+    lazy::TRIALS,
+    walks::TRIALS,
     limits::TRIALS,
     model::TRIALS,
 ];

@@ -33,7 +33,7 @@ const MEETINGS: u64 = 50;
 const REPEATS: usize = 100;
 
 /// Runs `rival` again and again in a second thread while `rounds` runs here; fails if either fails, or if they never met.
-fn race(rival: impl Fn() -> Verdict + Sync, rounds: impl FnMut() -> Verdict) -> Verdict {
+pub(super) fn race(rival: impl Fn() -> Verdict + Sync, rounds: impl FnMut() -> Verdict) -> Verdict {
     requirement::two_cpus()?;
     let (over, runs) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -72,7 +72,7 @@ fn wait_for(done: impl Fn() -> bool) {
     }
 }
 
-fn rounds(mut one: impl FnMut() -> Verdict) -> Verdict {
+pub(super) fn rounds(mut one: impl FnMut() -> Verdict) -> Verdict {
     (0..ROUNDS).try_for_each(|_| {
         // Lets the rival in between where both have to share a CPU.
         std::thread::yield_now();
@@ -81,7 +81,7 @@ fn rounds(mut one: impl FnMut() -> Verdict) -> Verdict {
 }
 
 /// A disk with the file "who", and the same name in the directory it will cover.
-fn covered_place(s: &Scratch) -> Verdict {
+pub(super) fn covered_place(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
     s.write("disk/who", "above")?;
     s.dir("place")?;
