@@ -9,8 +9,10 @@ mod model;
 mod mount_setattr;
 mod move_mount;
 mod names;
+mod namespaces;
 mod open_tree;
 mod overlay;
+mod pivot_root;
 mod propagation;
 mod races;
 mod remount;
@@ -55,6 +57,8 @@ const AREAS: &[&[Trial]] = &[
     detached::TRIALS,
     beneath::TRIALS,
     lazy::TRIALS,
+    namespaces::TRIALS,
+    pivot_root::TRIALS,
     walks::TRIALS,
     limits::TRIALS,
     model::TRIALS,
