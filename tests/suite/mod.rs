@@ -2,7 +2,10 @@
 
 mod beneath;
 mod detached;
+mod devices;
+mod events;
 mod lazy;
+mod leaks;
 mod limits;
 mod locked;
 mod model;
@@ -60,7 +63,10 @@ const AREAS: &[&[Trial]] = &[
     namespaces::TRIALS,
     pivot_root::TRIALS,
     walks::TRIALS,
+    events::TRIALS,
+    devices::TRIALS,
     limits::TRIALS,
+    leaks::TRIALS,
     model::TRIALS,
 ];
 

@@ -1,0 +1,60 @@
+//! What the kernel keeps after thousands of mounts that came and went: nothing that grows.
+
+use super::trials;
+use mount_storms::call::Verdict;
+use mount_storms::leak::{Bound, Footprint, judge, settled};
+use mount_storms::requirement;
+use mount_storms::scratch::Scratch;
+use mount_storms::second_namespace::SecondNamespace;
+use nix::mount::MsFlags;
+use std::time::Duration;
+
+trials!("leaks":
+    ten_thousand_mounts_leave_nothing_behind,
+    thousands_of_propagated_mounts_leave_nothing_behind,
+    namespaces_leave_nothing_behind,
+);
+
+/// What the kernel may hold more of afterwards: half of what the fewest of these mounts would take, at 320 bytes and more for each.
+const BOUND: Bound = Bound { mounts: 512, dentries: 256, percpu_kib: 128, slab_kib: 384 };
+
+/// What the kernel frees late (grace periods, work queues) must not count as held before.
+const LATE: Duration = Duration::from_millis(500);
+
+/// Does some rounds to warm caches, then twenty times that, after which the kernel must hold as much as after the first.
+fn leaves_nothing(rounds: usize, mut round: impl FnMut() -> Verdict) -> Verdict {
+    requirement::own_kernel()?;
+    (0..rounds / 20).try_for_each(|_| round())?;
+    std::thread::sleep(LATE);
+    let before = Footprint::now()?;
+    (0..rounds).try_for_each(|_| round())?;
+    judge(before, settled(before, BOUND)?, BOUND).map_err(anyhow::Error::msg)
+}
+
+fn ten_thousand_mounts_leave_nothing_behind(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    (0..49).try_for_each(|n| s.tmpfs(&format!("disk/{n}")))?;
+    s.dir("place")?;
+    // Fifty at a time: each umount waits for a grace period of its own.
+    leaves_nothing(200, || {
+        s.attach(s.clone_tree_recursively("disk")?, "place")?;
+        Ok(s.umount_lazily("place")?)
+    })
+}
+
+fn thousands_of_propagated_mounts_leave_nothing_behind(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.tmpfs("parent")?;
+    s.make("parent", MsFlags::MS_SHARED)?;
+    (0..19).try_for_each(|n| s.bind("parent", &format!("peer{n}")))?;
+    leaves_nothing(120, || {
+        s.bind("disk", "parent/at")?;
+        Ok(s.umount("parent/at")?)
+    })
+}
+
+fn namespaces_leave_nothing_behind(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    (0..19).try_for_each(|n| s.bind("disk", &format!("view{n}")))?;
+    leaves_nothing(100, || SecondNamespace::copy().map(drop))
+}
