@@ -13,6 +13,7 @@ trials!("leaks":
     ten_thousand_mounts_leave_nothing_behind,
     thousands_of_propagated_mounts_leave_nothing_behind,
     namespaces_leave_nothing_behind,
+    mounts_that_stay_are_noticed,
 );
 
 /// What the kernel may hold more of afterwards: half of what the fewest of these mounts would take, at 320 bytes and more for each.
@@ -22,13 +23,18 @@ const BOUND: Bound = Bound { mounts: 512, dentries: 256, percpu_kib: 128, slab_k
 const LATE: Duration = Duration::from_millis(500);
 
 /// Does some rounds to warm caches, then twenty times that, after which the kernel must hold as much as after the first.
-fn leaves_nothing(rounds: usize, mut round: impl FnMut() -> Verdict) -> Verdict {
+fn leaves_nothing(rounds: usize, round: impl FnMut() -> Verdict) -> Verdict {
+    judged(rounds, round)?.map_err(anyhow::Error::msg)
+}
+
+/// What the oracle says of these rounds.
+fn judged(rounds: usize, mut round: impl FnMut() -> Verdict) -> anyhow::Result<Result<(), String>> {
     requirement::own_kernel()?;
     (0..rounds / 20).try_for_each(|_| round())?;
     std::thread::sleep(LATE);
     let before = Footprint::now()?;
     (0..rounds).try_for_each(|_| round())?;
-    judge(before, settled(before, BOUND)?, BOUND).map_err(anyhow::Error::msg)
+    Ok(judge(before, settled(before, BOUND)?, BOUND))
 }
 
 fn ten_thousand_mounts_leave_nothing_behind(s: &Scratch) -> Verdict {
@@ -57,4 +63,16 @@ fn namespaces_leave_nothing_behind(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
     (0..19).try_for_each(|n| s.bind("disk", &format!("view{n}")))?;
     leaves_nothing(100, || SecondNamespace::copy().map(drop))
+}
+
+fn mounts_that_stay_are_noticed(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    (0..49).try_for_each(|n| s.tmpfs(&format!("disk/{n}")))?;
+    let mut kept = Vec::new();
+    let verdict = judged(60, || {
+        kept.push(s.clone_tree_recursively("disk")?);
+        Ok(())
+    })?;
+    anyhow::ensure!(verdict.is_err(), "{} mounts stayed, and nothing was found", kept.len() * 50);
+    Ok(())
 }
