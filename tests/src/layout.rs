@@ -60,7 +60,8 @@ impl Layout {
         self.tmpmounts().join(format!("containerd-mount{container}-{pass}"))
     }
 
-    fn tmpmounts(&self) -> PathBuf {
+    /// Where all temporary folders lie.
+    pub fn tmpmounts(&self) -> PathBuf {
         self.root.join("tmpmounts")
     }
 

@@ -46,6 +46,11 @@ pub struct Entries {
 }
 
 impl Entries {
+    /// Whether nothing was written down.
+    pub fn is_empty(&self) -> bool {
+        self.attached.is_empty() && self.detached.is_empty()
+    }
+
     /// Adds what another thread has written down.
     pub fn append(&mut self, other: Entries) {
         self.attached.extend(other.attached);

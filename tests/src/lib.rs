@@ -22,6 +22,7 @@ pub mod peers;
 pub mod phase;
 pub mod protocol;
 pub mod reader;
+pub mod recovery;
 pub mod requirement;
 pub mod scratch;
 pub mod second_namespace;

@@ -96,7 +96,7 @@ pub struct Calls {
     /// Mounts that were left where they are, because this containerd leaves them.
     leaked: Vec<PathBuf>,
     /// What was attached and detached, if anybody writes it down.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Entries::is_empty")]
     entries: Entries,
 }
 

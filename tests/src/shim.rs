@@ -54,6 +54,11 @@ impl Shim {
         Ok(shim)
     }
 
+    /// Its process id, for one who kills it.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Has the shim run a pass; its calls are logged as if they were our own.
     ///
     /// # Errors

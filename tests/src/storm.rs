@@ -63,7 +63,7 @@ fn run_point(
         readers: &job.readers,
         mount_table: &mount_tree::read,
         ledger: Ledger::open(surroundings.ledger, point.propagation, &peers)?,
-        leaks: Some(LeakWatch::new(Bound::of_this_machine())),
+        leaks: Some(LeakWatch::new(Bound::of_this_machine(devices))),
     };
     for _ in 0..job.warmup_iterations {
         // What an oracle finds now counts for the first timed iteration.

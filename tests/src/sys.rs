@@ -290,8 +290,9 @@ impl UserNsChild {
 
     fn clone_with(more_flags: libc::c_int) -> io::Result<UserNsChild> {
         let mut pidfd: libc::c_int = -1;
+        let parent = std::process::id() as libc::pid_t;
         let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD | libc::SIGCHLD | more_flags;
-        // SAFETY: a fork without a new stack; the child calls only the async-signal-safe prctl, pause and _exit, so no lock that
+        // SAFETY: a fork without a new stack; the child calls only the async-signal-safe prctl, getppid, pause and _exit, so no lock that
         // another thread held at the fork is ever taken. `pidfd` is written before the call returns in the parent.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, std::ptr::from_mut(&mut pidfd), 0, 0) };
         match pid {
@@ -299,6 +300,10 @@ impl UserNsChild {
             // SAFETY: see above; nothing of Rust runs in the child.
             0 => unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                // A parent that was killed before the line above sends no signal any more.
+                if libc::getppid() != parent {
+                    libc::_exit(0);
+                }
                 loop {
                     libc::pause();
                 }

@@ -3,12 +3,13 @@
 mod beneath;
 mod detached;
 mod devices;
-mod events;
+mod disturbed_storms;
 mod lazy;
 mod leaks;
 mod limits;
 mod locked;
 mod model;
+mod mount_events;
 mod mount_setattr;
 mod move_mount;
 mod names;
@@ -63,11 +64,12 @@ const AREAS: &[&[Trial]] = &[
     namespaces::TRIALS,
     pivot_root::TRIALS,
     walks::TRIALS,
-    events::TRIALS,
     devices::TRIALS,
     limits::TRIALS,
     leaks::TRIALS,
     model::TRIALS,
+    disturbed_storms::TRIALS,
+    mount_events::TRIALS,
 ];
 
 /// Runs the trials that `job` names, one after the other, each in a process of its own, and emits each outcome. A trial that

@@ -3,7 +3,7 @@
 use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
-use crate::flags::{BenchFlags, MachineFlags, RootfsFlag, Switch};
+use crate::flags::{BenchFlags, LedgerFlag, MachineFlags, RootfsFlag, Switch};
 use crate::kernel::{self, Kernel, Workshop};
 use crate::machine::{Fallback, MachineInfo, MachineKind, Setting, Topology};
 use crate::measure::{Fleet, measure};
@@ -224,10 +224,16 @@ fn manifest(
         readers: flags.readers.iter().filter_map(|flag| flag.reader()).collect(),
         surroundings: Surroundings { peer_namespaces: flags.peer_namespaces, ledger: flags.ledger.into() },
         boots: plan::plan(flags.boots.unwrap_or(amount.boots), candidate.is_some(), &cpus, flags.seed),
-        warnings: warning::collect(info),
+        warnings: warning::collect(info).into_iter().chain(ledger_warning(flags)).collect(),
         baseline,
         candidate,
     })
+}
+
+fn ledger_warning(flags: &BenchFlags) -> Option<String> {
+    let warning =
+        "the full ledger writes down each attach and detach under the clock: these figures are no measurement";
+    (flags.ledger == LedgerFlag::Full).then(|| warning.to_owned())
 }
 
 /// containerd's way, but for what would hide the mounts on a machine where nothing else is to be measured.

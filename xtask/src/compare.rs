@@ -123,6 +123,7 @@ pub fn of_two_runs(first: &Run, second: &Run) -> Result<Comparison> {
         ("number of CPUs", a.machine.cpus != b.machine.cpus),
         ("topology", a.machine.topology != b.machine.topology),
         ("storms", a.points != b.points),
+        ("peer namespaces or ledger", a.surroundings != b.surroundings),
     ];
     if let Some((what, _)) = differs.iter().find(|(_, differs)| *differs) {
         let message = format!("the two runs differ in {what}: a ratio between them would not be the kernels'");
@@ -321,7 +322,6 @@ impl Comparison {
 mod tests {
     use super::*;
     use crate::results::fixture;
-    use mount_storms::protocol::ReaderSample;
 
     #[test]
     fn verdicts_follow_interval_margin_and_control() {
@@ -377,12 +377,8 @@ mod tests {
 
     #[test]
     fn a_reader_has_latencies_and_a_tax() {
-        let mut run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 100.0)]);
-        for stored in &mut run.samples {
-            let slow = fixture::latency(if stored.arm == Arm::Candidate { 2_000_000 } else { 8_000_000 });
-            let seen = ReaderSample { before: Some(fixture::latency(1_000_000)), during: Some(slow), again: 0 };
-            stored.sample.readers.insert("stat".into(), seen);
-        }
+        let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 100.0)];
+        let run = fixture::with_reader(fixture::run(&arms), "stat");
         let rows = of_run(&run).unwrap().rows;
         let tax = rows.iter().find(|row| row.metric == "reader_stat_tax_p99").unwrap();
         assert_eq!((tax.unit.as_str(), tax.verdict), ("x", Verdict::Faster));
@@ -402,6 +398,8 @@ mod tests {
         let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)];
         let (first, mut second) = (fixture::run(&arms), fixture::run(&arms));
         assert_eq!(of_two_runs(&first, &second).unwrap().rows[0].verdict, Verdict::Equivalent);
+        second.manifest.surroundings.peer_namespaces = 8;
+        assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("peer namespaces"));
         second.manifest.machine.cpus = 8;
         assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("number of CPUs"));
     }

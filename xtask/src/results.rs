@@ -371,7 +371,7 @@ pub mod fixture {
     use base64::Engine;
     use hdrhistogram::Histogram;
     use hdrhistogram::serialization::{Serializer, V2Serializer};
-    use mount_storms::protocol::{Latency, Manner, Oracle, Profile, Propagation, Storage};
+    use mount_storms::protocol::{Latency, Manner, Oracle, Profile, Propagation, ReaderSample, Storage};
     use std::collections::BTreeMap;
 
     /// A storm of ten containers.
@@ -422,6 +422,16 @@ pub mod fixture {
             (0..3).flat_map(move |boot| (0..2).map(move |iteration| sample(arm, boot, iteration, rate)))
         });
         Run { dir: "results/mock/x-1".into(), manifest, samples: samples.collect() }
+    }
+
+    /// The run with a reader beside its storms, who pays a factor of 8, and on the candidate one of 2.
+    pub fn with_reader(mut run: Run, name: &str) -> Run {
+        for stored in &mut run.samples {
+            let slow = latency(if stored.arm == Arm::Candidate { 2_000_000 } else { 8_000_000 });
+            let seen = ReaderSample { before: Some(latency(1_000_000)), during: Some(slow), again: 0 };
+            stored.sample.readers.insert(name.into(), seen);
+        }
+        run
     }
 
     /// Twenty calls around `ns`.

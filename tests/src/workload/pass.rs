@@ -28,7 +28,8 @@ pub struct Pass {
     pub upper: Option<(PathBuf, PathBuf)>,
     /// Where the overlay goes.
     pub target: PathBuf,
-    /// Whether a full ledger gets each mount.
+    /// Whether a full ledger gets each mount. Not sent to a shim unless it is so: an order is read under the clock.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recorded: bool,
 }
 

@@ -1,6 +1,7 @@
 //! report.md: what was run, on what, what came out, how to read it, how to repeat it. And the index of runs.
 
 use super::curve::curves;
+use super::reader::reader_of;
 use super::{interval, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC, Row, of_run};
 use crate::kernel::Kernel;
@@ -26,6 +27,7 @@ pub fn report(run: &Run, comparison: &Comparison) -> String {
         withheld(comparison),
         scaling(run, comparison),
         throughput(comparison),
+        readers(comparison),
         setting(run, comparison),
         latencies(comparison),
         cost(run),
@@ -61,8 +63,16 @@ fn scaling(run: &Run, comparison: &Comparison) -> String {
     format!("## Scaling{}\n\n{}", mark(comparison), tables.collect::<String>())
 }
 
+/// The reader tax (unit x) and the latencies it comes from.
+fn readers(comparison: &Comparison) -> String {
+    let rows = comparison.rows.iter().filter(|row| reader_of(&row.metric).is_some());
+    let rows = rows.map(|row| line(format!("{}: {}", storm(row), row.metric), row)).collect();
+    let title = format!("What readers pay: latency during the storm, and over that in quiet (tax){}", mark(comparison));
+    table(&title, "storm and metric", comparison, rows)
+}
+
 fn latencies(comparison: &Comparison) -> String {
-    let rows = comparison.rows.iter().filter(|row| row.metric != MAIN_METRIC);
+    let rows = comparison.rows.iter().filter(|row| row.metric != MAIN_METRIC && reader_of(&row.metric).is_none());
     let rows = rows.map(|row| line(format!("{}: {}", storm(row), row.metric), row));
     table(&format!("Latency of single calls{}", mark(comparison)), "storm and metric", comparison, rows.collect())
 }
@@ -112,6 +122,7 @@ fn setting(run: &Run, comparison: &Comparison) -> String {
         UserNamespaces::Before => "before the clock",
     };
     lines.push(format!("User namespaces are made {when}"));
+    lines.push(format!("Peer namespaces: {}", manifest.surroundings.peer_namespaces));
     lines.extend(
         manifest.points.iter().map(|point| {
             format!("Storm: {}, {} inspection passes", crate::compare::name(point), point.inspection_passes)
@@ -217,6 +228,16 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
+    }
+
+    #[test]
+    fn readers_have_a_section_of_their_own() {
+        let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)];
+        let run = fixture::with_reader(fixture::run(&arms), "stat");
+        let text = report(&run, &of_run(&run).unwrap());
+        let (readers, calls) =
+            (text.find("## What readers pay").unwrap(), text.find("## Latency of single calls").unwrap());
+        assert!((readers..calls).contains(&text.find("reader_stat_tax_p999").unwrap()), "{text}");
     }
 
     #[test]

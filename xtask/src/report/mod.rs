@@ -4,6 +4,7 @@ mod curve;
 pub mod html;
 pub mod junit;
 mod markdown;
+mod reader;
 mod svg;
 mod terminal;
 
