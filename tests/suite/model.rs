@@ -44,12 +44,12 @@ fn told(ops: &[(usize, Op)]) -> String {
 }
 
 fn the_kernel_does_what_the_model_says(s: &Scratch) -> Verdict {
-    cases(50, 30, &[], |ops| alike(&mut Kernel::new(s)?, Model::new(), ops))
+    cases(30, 30, &[], |ops| alike(&mut Kernel::new(s)?, Model::new(), ops))
 }
 
 fn two_namespaces_do_what_the_model_says(s: &Scratch) -> Verdict {
     requirement::copies_stay_unbindable()?;
-    cases(40, 30, NAMESPACES, |ops| alike(&mut Kernel::new(s)?, Model::new(), ops))
+    cases(25, 30, NAMESPACES, |ops| alike(&mut Kernel::new(s)?, Model::new(), ops))
 }
 
 fn locked_mounts_do_what_the_model_says(_: &Scratch) -> Verdict {
@@ -57,7 +57,7 @@ fn locked_mounts_do_what_the_model_says(_: &Scratch) -> Verdict {
     requirement::copies_stay_unbindable()?;
     // What is locked stays so: each sequence needs a process and a namespace of its own.
     let alone = |ops: &[(usize, Op)]| in_child(|| alike(&mut Kernel::new(&Scratch::enter()?)?, Model::new(), ops));
-    cases(40, 30, PRIVILEGES, alone)
+    cases(25, 30, PRIVILEGES, alone)
 }
 
 /// Threads of a random run, beside the one that reads.
