@@ -59,22 +59,22 @@ impl Model {
         }
     }
 
+    /// As they are before the tree is made shared: a slave in a tree that is moved below its own master gets a copy that is none of its peers.
     /// A tree that stands nowhere yet receives nothing; one that is moved does.
-    fn receivers_that_see(&self, parent: Id, dir: &Dir, source: Id) -> Vec<Id> {
+    fn receivers_that_see(&self, parent: Id, dir: &Dir, source: Id) -> Vec<(Id, Mount)> {
         let new = if self.mounts[&source].on.is_none() { self.tree(source) } else { Vec::new() };
         let sees = |id: &Id| dir.is_within(&self.mounts[id].root) && !new.contains(id);
-        self.receivers(parent).into_iter().filter(sees).collect()
+        self.receivers(parent).into_iter().filter(sees).map(|id| (id, self.mounts[&id].clone())).collect()
     }
 
     /// One copy for each receiver, group by group: peers get peers, slaves get slaves of the copy for the nearest group above them
     /// that got one.
-    fn copies(&mut self, source: Id, parent: Id, mut receivers: Vec<Id>) -> Vec<(Id, Id)> {
+    fn copies(&mut self, source: Id, parent: Id, mut receivers: Vec<(Id, Mount)>) -> Vec<(Id, Id)> {
         let origin = self.mounts[&parent].group;
         let mut first: BTreeMap<Group, Id> = origin.into_iter().map(|group| (group, source)).collect();
-        receivers.sort_by_key(|id| self.sources(&self.mounts[id]).len() - usize::from(self.mounts[id].group.is_some()));
+        receivers.sort_by_key(|(_, mount)| self.sources(mount).len() - usize::from(mount.group.is_some()));
         let mut copies = Vec::new();
-        for receiver in receivers {
-            let mount = self.mounts[&receiver].clone();
+        for (receiver, mount) in receivers {
             let peer = mount.group.and_then(|group| first.get(&group)).copied();
             let above = self.sources(&mount).into_iter().find_map(|group| first.get(&group).copied());
             let how = if peer.is_some() { Copy::Alike } else { Copy::Slave { shared: mount.group.is_some() } };

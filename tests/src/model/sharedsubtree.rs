@@ -230,3 +230,13 @@ fn slaves_of_a_group_that_dies_go_to_its_master() {
     done(&mut model, &[Op::New(at("a/b"))]);
     assert_eq!(type_of(&model, "b/a/b"), "slave");
 }
+
+/// propagate_mnt() looks at the mounts of a tree that is moved before it makes them shared. Found by the random trials.
+#[test]
+fn a_slave_that_moves_below_its_master_gets_a_plain_slave_of_itself() {
+    let mut model = Model::new();
+    done(&mut model, &[Op::New(at("b")), make("b", Kind::Shared), bind("b", "a"), make("a", Kind::Slave)]);
+    done(&mut model, &[move_to("a", "b/a")]);
+    assert_eq!(type_of(&model, "b/a"), "shared and slave");
+    assert_eq!(type_of(&model, "b/a/a"), "slave");
+}
