@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod check;
+pub mod child;
 pub mod descriptors;
 pub mod events;
 pub mod idmap;
@@ -12,6 +13,8 @@ pub mod ledger;
 pub mod load;
 pub mod loop_disk;
 pub mod metrics;
+pub mod model;
+pub mod model_kernel;
 pub mod mount_events;
 pub mod mount_tree;
 pub mod mountinfo;

@@ -2,9 +2,10 @@
 
 use crate::call::{Call, named};
 use crate::scratch::Scratch;
-use crate::sys::{loop_configure, loop_free_number};
+use crate::sys::{loop_clear, loop_configure, loop_free_number, loop_is_bound};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
 /// An empty ext4; fixtures/README.md says how it was made.
@@ -35,7 +36,7 @@ pub fn configured(image: &File) -> Result<(String, File)> {
 #[derive(Debug)]
 pub struct LoopDisk {
     path: String,
-    _device: File,
+    device: File,
 }
 
 impl LoopDisk {
@@ -47,12 +48,34 @@ impl LoopDisk {
         let image = scratch.path("ext4.img");
         fs::write(&image, EXT4).context("cannot write the image")?;
         let (path, device) = configured(&OpenOptions::new().read(true).write(true).open(image)?)?;
-        Ok(LoopDisk { path, _device: device })
+        Ok(LoopDisk { path, device })
     }
 
     /// Its path in /dev.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Makes a new, empty ext4 on it, as mkfs does: by exclusive use of the device.
+    ///
+    /// # Errors
+    /// EBUSY while a file system claims the device.
+    pub fn format(&self) -> Call {
+        let device = self.claim()?;
+        named(format!("write({})", self.path), (&device).write_all(EXT4).and_then(|()| device.sync_all()))
+    }
+
+    /// Takes the file away from behind the device (LOOP_CLR_FD). The kernel does it now if nobody else uses the device, and else later.
+    ///
+    /// # Errors
+    /// As ioctl(2).
+    pub fn clear(&self) -> Call {
+        named(format!("ioctl({}, LOOP_CLR_FD)", self.path), loop_clear(&self.device))
+    }
+
+    /// Whether a file is still behind the device.
+    pub fn is_bound(&self) -> bool {
+        loop_is_bound(&self.device)
     }
 
     /// Holds if no file system claims the device: an exclusive opening is refused with EBUSY while one does.

@@ -10,6 +10,8 @@ pub struct MountLine {
     pub id: u32,
     /// Id of the mount it stands on.
     pub parent: u32,
+    /// Device of its file system, "major:minor".
+    pub device: String,
     /// Root of the mount within its file system.
     pub root: String,
     /// Mount point.
@@ -58,7 +60,8 @@ fn parse_line(line: &str) -> Option<MountLine> {
     let mut parsed = MountLine {
         id: fields.next()?.parse().ok()?,
         parent: fields.next()?.parse().ok()?,
-        root: unescaped(fields.nth(1)?)?,
+        device: fields.next()?.to_owned(),
+        root: unescaped(fields.next()?)?,
         point: unescaped(fields.next()?)?,
         options: fields.next()?.to_owned(),
         fs_type: superblock.split(' ').next()?.to_owned(),
@@ -96,7 +99,7 @@ mod tests {
     #[test]
     fn a_line_gives_its_fields() {
         let line = &parse(LINE).unwrap()[0];
-        assert_eq!((line.id, line.parent, line.root.as_str()), (36, 35, "/mnt1"));
+        assert_eq!((line.id, line.parent, line.device.as_str(), line.root.as_str()), (36, 35, "98:0", "/mnt1"));
         assert_eq!((line.shared, line.master, line.unbindable), (Some(1), Some(2), false));
         assert_eq!((line.options.as_str(), line.fs_type.as_str()), ("rw,noatime", "ext3"));
     }

@@ -94,6 +94,40 @@ pub fn detached_trees() -> Verdict {
     kernel(6, 15, "a mount on or below a detached tree")
 }
 
+/// A mount beneath a locked one takes its lock over. First seen in Linux 7.3, which may not be the
+/// first that does it.
+///
+/// # Errors
+/// [`Skip`].
+pub fn lock_is_handed_down() -> Verdict {
+    kernel(7, 3, "a mount beneath a locked one")?;
+    user_namespaces()
+}
+
+/// A mount whose mountpoint is removed in another namespace keeps hiding what it covered. First seen in Linux 7.3.
+///
+/// # Errors
+/// [`Skip`].
+pub fn removal_leaves_covers() -> Verdict {
+    kernel(7, 3, "a cover after a removal elsewhere")
+}
+
+/// The copy of an unbindable mount in a new namespace is unbindable as well. First seen in Linux 7.3.
+///
+/// # Errors
+/// [`Skip`].
+pub fn copies_stay_unbindable() -> Verdict {
+    kernel(7, 3, "an unbindable mount in a copied namespace")
+}
+
+/// overlayfs whose mounts may be idmapped themselves. First seen in Linux 7.3.
+///
+/// # Errors
+/// [`Skip`].
+pub fn idmapped_overlays() -> Verdict {
+    kernel(7, 3, "an idmapped overlay")
+}
+
 /// Two CPUs, for trials that race.
 ///
 /// # Errors

@@ -4,6 +4,8 @@ use crate::call::named;
 use anyhow::Result;
 use nix::sched::CloneFlags;
 use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
 /// A copy of the trial's mount namespace.
 #[derive(Debug)]
@@ -35,6 +37,20 @@ impl SecondNamespace {
         let result = work();
         self.enter(&self.first)?;
         result
+    }
+
+    /// Moves this thread into the second namespace for good; the other threads stay where they are.
+    ///
+    /// # Errors
+    /// As unshare(2) and setns(2).
+    pub fn stay(&self) -> Result<()> {
+        named("unshare(CLONE_FS)", nix::sched::unshare(CloneFlags::CLONE_FS))?;
+        self.enter(&self.second)
+    }
+
+    /// The file that stands for the second namespace, as a path.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.second.as_raw_fd()).into()
     }
 
     fn enter(&self, namespace: &File) -> Result<()> {

@@ -236,6 +236,31 @@ pub fn loop_configure(device: impl AsFd, backing: impl AsFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// LOOP_CLR_FD (include/uapi/linux/loop.h).
+const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
+/// LOOP_GET_STATUS64 (include/uapi/linux/loop.h).
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
+
+/// Takes the backing file away from a loop device: at once if this is its only opening, else when the last one is closed.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn loop_clear(device: impl AsFd) -> io::Result<()> {
+    // SAFETY: this ioctl takes no argument.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CLR_FD as _) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether a loop device has a backing file that is not being taken away.
+pub fn loop_is_bound(device: impl AsFd) -> bool {
+    let mut status = [0_u64; LOOP_INFO_WORDS];
+    // SAFETY: the kernel writes one struct loop_info64, for which there is room.
+    unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_GET_STATUS64 as _, status.as_mut_ptr()) == 0 }
+}
+
+/// `struct loop_info64` has 232 bytes.
+const LOOP_INFO_WORDS: usize = 29;
+
 /// A child in a new user namespace that does nothing but hold it; killed and reaped on drop. Until then it shares the
 /// parent's descriptors at the moment of the clone, as containerd's child does.
 #[derive(Debug)]
@@ -303,6 +328,24 @@ impl Drop for UserNsChild {
             );
             libc::waitpid(self.pid, &mut status, 0);
         }
+    }
+}
+
+/// Forks; the child does `work` and exits with its value. Returns the child's id. Only for a process without other threads: nobody else
+/// can hold a lock that the child then waits for.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: the caller has no other threads, so the child is as whole a process as the parent.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let status = work();
+            // SAFETY: ends the child, without the parent's exit handlers.
+            unsafe { libc::_exit(status) }
+        }
+        child => Ok(child),
     }
 }
 

@@ -2,16 +2,19 @@
 
 use super::trials;
 use anyhow::Context;
-use mount_storms::call::{Refused, Verdict, named};
+use mount_storms::call::{Refused, Verdict, named, same};
 use mount_storms::mountinfo;
 use mount_storms::requirement;
-use mount_storms::scratch::Scratch;
+use mount_storms::scratch::{Scratch, through};
 use nix::errno::Errno;
 use std::fs;
 
 trials!("limits":
     a_full_namespace_refuses_a_mount_until_one_is_gone,
     a_tree_that_does_not_fit_is_refused_whole,
+    a_mount_that_would_reach_too_many_peers_reaches_none,
+    what_was_refused_is_not_counted,
+    a_detached_tree_that_does_not_fit_stays_usable,
 );
 
 const MOUNT_MAX: &str = "/proc/sys/fs/mount-max";
@@ -70,4 +73,49 @@ fn a_tree_that_does_not_fit_is_refused_whole(s: &Scratch) -> Verdict {
     s.bind_recursive("tree", "copy").refused_with(Errno::ENOSPC)?;
     s.bind("disk", "what fits")?;
     s.bind("disk", "what does not").refused_with(Errno::ENOSPC)
+}
+
+/// A shared mount with twenty peers: one mount on it is twenty-one.
+fn crowd(s: &Scratch) -> Verdict {
+    s.tmpfs("parent")?;
+    s.make("parent", nix::mount::MsFlags::MS_SHARED)?;
+    s.dir("parent/sub")?;
+    (0..20).try_for_each(|n| s.bind("parent", &format!("peer{n}")))?;
+    Ok(())
+}
+
+fn a_mount_that_would_reach_too_many_peers_reaches_none(s: &Scratch) -> Verdict {
+    crowd(s)?;
+    let before = s.mounts()?;
+    let limit = Limit::leaving_room_for_some()?;
+    s.tmpfs("parent/sub").refused_with(Errno::ENOSPC)?;
+    same("the mount table", s.mounts()?, before.clone())?;
+    drop(limit);
+    s.tmpfs("parent/sub")?;
+    same("mounts after the limit is gone", s.mounts()?.len(), before.len() + 21)
+}
+
+fn what_was_refused_is_not_counted(s: &Scratch) -> Verdict {
+    crowd(s)?;
+    s.tmpfs("disk")?;
+    let _limit = Limit::leaving_room_for_some()?;
+    let room = fill(s)?;
+    (0..room).try_for_each(|n| s.umount(&format!("place{n}")))?;
+    for _ in 0..5 {
+        s.tmpfs("parent/sub").refused_with(Errno::ENOSPC)?;
+    }
+    same("mounts that still fit", fill(s)?, room)
+}
+
+fn a_detached_tree_that_does_not_fit_stays_usable(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.write("disk/file", "content")?;
+    let _limit = Limit::leaving_room_for_some()?;
+    let filled = fill(s)?;
+    let tree = s.clone_tree("disk")?;
+    s.attach(&tree, "one more").refused_with(Errno::ENOSPC)?;
+    same("the file through it", fs::read_to_string(through(&tree, "file"))?, "content")?;
+    s.umount(&format!("place{}", filled - 1))?;
+    s.attach(&tree, "one more")?;
+    same("the file", s.read("one more/file")?, "content")
 }

@@ -1,19 +1,28 @@
 //! The suite: every trial by area, and their run in one kernel.
 
+mod beneath;
+mod detached;
+mod devices;
 mod disturbed_storms;
+mod lazy;
+mod leaks;
 mod limits;
 mod locked;
+mod model;
 mod mount_events;
 mod mount_setattr;
 mod move_mount;
 mod names;
+mod namespaces;
 mod open_tree;
 mod overlay;
+mod pivot_root;
 mod propagation;
 mod races;
 mod remount;
 mod statmount;
 mod umount;
+mod walks;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, ColorSetting, Completion, Failed};
@@ -49,7 +58,16 @@ const AREAS: &[&[Trial]] = &[
     names::TRIALS,
     remount::TRIALS,
     races::TRIALS,
+    detached::TRIALS,
+    beneath::TRIALS,
+    lazy::TRIALS,
+    namespaces::TRIALS,
+    pivot_root::TRIALS,
+    walks::TRIALS,
+    devices::TRIALS,
     limits::TRIALS,
+    leaks::TRIALS,
+    model::TRIALS,
     disturbed_storms::TRIALS,
     mount_events::TRIALS,
 ];

@@ -1,10 +1,12 @@
 //! move_mount(2): attaching detached trees, moving attached ones, and the places that refuse them.
 
 use super::trials;
-use mount_storms::call::{Refused, Verdict, same};
+use mount_storms::call::{Refused, Verdict, named, same};
 use mount_storms::scratch::Scratch;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 trials!("move_mount":
     a_detached_tree_appears_where_it_is_attached,
@@ -20,6 +22,10 @@ trials!("move_mount":
     nothing_goes_beneath_a_mount_that_would_receive_it_on_top,
     attaching_on_top_hides_what_was_there,
     a_directory_inside_a_mount_cannot_be_moved,
+    the_file_of_the_own_namespace_cannot_be_mounted,
+    a_mount_does_not_move_to_a_file,
+    a_mount_that_moves_leaves_its_covered_place_as_it_was,
+    moving_below_a_shared_parent_reaches_its_peers_with_all_children,
 );
 
 fn a_detached_tree_appears_where_it_is_attached(s: &Scratch) -> Verdict {
@@ -138,4 +144,47 @@ fn a_directory_inside_a_mount_cannot_be_moved(s: &Scratch) -> Verdict {
     s.dir("disk/plain")?;
     s.move_mount("disk/plain", "place").refused_with(Errno::EINVAL)?;
     s.mounted_are(&["disk"])
+}
+
+fn the_file_of_the_own_namespace_cannot_be_mounted(s: &Scratch) -> Verdict {
+    s.write("file", "")?;
+    let own = named("open_tree(ns/mnt)", open_tree(CWD, "/proc/self/ns/mnt", OpenTreeFlags::OPEN_TREE_CLONE))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    let attached = named("move_mount(ns/mnt, file)", move_mount(own, "", CWD, s.path("file"), flags));
+    attached.refused_with(Errno::ELOOP)?;
+    s.mounted_are(&[])
+}
+
+fn a_mount_does_not_move_to_a_file(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.write("file", "")?;
+    let moved = move_mount(CWD, s.path("disk"), CWD, s.path("file"), MoveMountFlags::empty());
+    named("move_mount(disk, file)", moved).refused_with(Errno::EINVAL)?;
+    s.mounted_are(&["disk"])
+}
+
+fn a_mount_that_moves_leaves_its_covered_place_as_it_was(s: &Scratch) -> Verdict {
+    s.dir("place")?;
+    s.write("place/who", "covered")?;
+    s.tmpfs("place")?;
+    s.write("place/who", "moving")?;
+    for _ in 0..10 {
+        s.move_mount("place", "elsewhere")?;
+        same("what is seen at the old place", s.read("place/who")?, "covered")?;
+        s.move_mount("elsewhere", "place")?;
+        same("what is seen back there", s.read("place/who")?, "moving")?;
+    }
+    Ok(())
+}
+
+fn moving_below_a_shared_parent_reaches_its_peers_with_all_children(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.tmpfs("disk/sub")?;
+    s.tmpfs("parent")?;
+    s.make("parent", MsFlags::MS_SHARED)?;
+    s.bind("parent", "peer")?;
+    s.move_mount("disk", "parent/at")?;
+    s.mounted_are(&["parent", "peer", "parent/at", "parent/at/sub", "peer/at", "peer/at/sub"])?;
+    s.umount("peer/at/sub")?;
+    s.mounted_are(&["parent", "peer", "parent/at", "peer/at"])
 }

@@ -13,6 +13,10 @@ trials!("names":
     a_file_with_a_mount_on_it_cannot_be_unlinked,
     removing_the_place_elsewhere_takes_the_mount_away,
     renaming_the_place_elsewhere_takes_the_mount_along,
+    removing_the_place_elsewhere_takes_everything_below_away,
+    unlinking_the_file_elsewhere_takes_the_mount_away,
+    renaming_over_the_place_elsewhere_takes_the_mount_away,
+    removing_the_place_elsewhere_spares_mounts_of_the_same_disk,
     an_open_file_outlives_the_removal_of_its_mount_point,
     nothing_can_be_mounted_in_a_removed_directory,
 );
@@ -87,4 +91,43 @@ fn nothing_can_be_mounted_in_a_removed_directory(s: &Scratch) -> Verdict {
     named("mount(disk, ., MS_BIND)", bind).refused_with(Errno::ENOENT)?;
     std::env::set_current_dir("/")?;
     s.mounted_are(&["disk"])
+}
+
+fn removing_the_place_elsewhere_takes_everything_below_away(s: &Scratch) -> Verdict {
+    let other = mounted_here_and_bare_there(s)?;
+    s.tmpfs("home/place/sub")?;
+    s.tmpfs("home/place")?;
+    other.inside(|| Ok(rmdir(s, "home/place")?))?;
+    same("the name", s.exists("home/place"), false)?;
+    s.mounted_are(&["home"])
+}
+
+fn unlinking_the_file_elsewhere_takes_the_mount_away(s: &Scratch) -> Verdict {
+    s.tmpfs("home")?;
+    s.write("home/below", "below")?;
+    s.write("above", "above")?;
+    let other = SecondNamespace::copy()?;
+    named("mount(MS_BIND)", rustix::mount::mount_bind(s.path("above"), s.path("home/below")))?;
+    other.inside(|| Ok(named("unlink(below)", fs::remove_file(s.path("home/below")))?))?;
+    same("the name", s.exists("home/below"), false)?;
+    same("what was on it", s.read("above")?, "above")?;
+    s.mounted_are(&["home"])
+}
+
+fn renaming_over_the_place_elsewhere_takes_the_mount_away(s: &Scratch) -> Verdict {
+    let other = mounted_here_and_bare_there(s)?;
+    s.dir("home/new")?;
+    s.write("home/new/who", "what came instead")?;
+    other.inside(|| Ok(rename(s, "home/new", "home/place")?))?;
+    same("what the name shows", s.read("home/place/who")?, "what came instead")?;
+    s.mounted_are(&["home"])
+}
+
+fn removing_the_place_elsewhere_spares_mounts_of_the_same_disk(s: &Scratch) -> Verdict {
+    let other = mounted_here_and_bare_there(s)?;
+    s.bind("home/place", "view")?;
+    s.bind("home", "whole")?;
+    other.inside(|| Ok(rmdir(s, "home/place")?))?;
+    same("the file through another mount", s.read("view/file")?, "content")?;
+    s.mounted_are(&["home", "view", "whole"])
 }

@@ -21,6 +21,9 @@ trials!("overlay":
     an_umounted_overlay_lets_its_layers_disk_go,
     an_unbindable_layer_is_refused,
     an_overlay_keeps_its_layer_when_something_is_mounted_on_it,
+    layers_with_different_idmaps_each_show_their_own_owners,
+    an_overlay_is_idmapped_on_top_of_its_layers,
+    a_layer_that_turns_readonly_or_goes_leaves_the_overlay_writable,
 );
 
 /// A disk with `count` layers: layer N has the file "fileN", and all have the file "who" with their number in it.
@@ -160,4 +163,34 @@ fn an_overlay_keeps_its_layer_when_something_is_mounted_on_it(s: &Scratch) -> Ve
     s.tmpfs("layers/0")?;
     s.write("layers/0/who", "not a layer")?;
     same("the file that all layers have", s.read("view/who")?, "0")
+}
+
+fn layers_with_different_idmaps_each_show_their_own_owners(s: &Scratch) -> Verdict {
+    layers_on_disk(s, 2)?;
+    s.bind_idmapped("disk/0", "layers/0")?;
+    s.bind("disk/1", "layers/1")?;
+    overlay(s, 2)?;
+    same("owner through the idmap", s.owner("view/file0")?, SHIFT)?;
+    same("owner without one", s.owner("view/file1")?, 0)
+}
+
+fn an_overlay_is_idmapped_on_top_of_its_layers(s: &Scratch) -> Verdict {
+    requirement::idmapped_overlays()?;
+    layers_on_disk(s, 2)?;
+    (0..2).try_for_each(|n| s.bind(&format!("disk/{n}"), &format!("layers/{n}")))?;
+    overlay(s, 2)?;
+    s.bind_idmapped("view", "mapped")?;
+    same("owner through the idmap of the overlay", s.owner("mapped/file1")?, SHIFT)?;
+    same("owner without it", s.owner("view/file1")?, 0)
+}
+
+fn a_layer_that_turns_readonly_or_goes_leaves_the_overlay_writable(s: &Scratch) -> Verdict {
+    idmapped_layers(s, 2)?;
+    overlay(s, 2)?;
+    s.setattr("layers/0", 0, &mount_storms::idmap::set(mount_storms::sys::MOUNT_ATTR_RDONLY))?;
+    s.umount("layers/1")?;
+    fs::set_permissions(s.path("view/file1"), fs::Permissions::from_mode(0o600))?;
+    s.write("view/new", "written above")?;
+    same("the layer is as it was", s.exists("disk/0/new"), false)?;
+    every_layer_shows(s, 2)
 }

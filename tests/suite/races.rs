@@ -5,7 +5,7 @@ use mount_storms::call::{Refusal, Verdict, named, same};
 use mount_storms::idmap::{clear, set};
 use mount_storms::requirement;
 use mount_storms::scratch::Scratch;
-use mount_storms::sys::MOUNT_ATTR_RDONLY;
+use mount_storms::sys::{self, LSMT_ROOT, MOUNT_ATTR_RDONLY};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use std::fs::{self, File};
@@ -33,7 +33,7 @@ const MEETINGS: u64 = 50;
 const REPEATS: usize = 100;
 
 /// Runs `rival` again and again in a second thread while `rounds` runs here; fails if either fails, or if they never met.
-fn race(rival: impl Fn() -> Verdict + Sync, rounds: impl FnMut() -> Verdict) -> Verdict {
+pub(super) fn race(rival: impl Fn() -> Verdict + Sync, rounds: impl FnMut() -> Verdict) -> Verdict {
     requirement::two_cpus()?;
     let (over, runs) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -72,7 +72,7 @@ fn wait_for(done: impl Fn() -> bool) {
     }
 }
 
-fn rounds(mut one: impl FnMut() -> Verdict) -> Verdict {
+pub(super) fn rounds(mut one: impl FnMut() -> Verdict) -> Verdict {
     (0..ROUNDS).try_for_each(|_| {
         // Lets the rival in between where both have to share a CPU.
         std::thread::yield_now();
@@ -81,7 +81,7 @@ fn rounds(mut one: impl FnMut() -> Verdict) -> Verdict {
 }
 
 /// A disk with the file "who", and the same name in the directory it will cover.
-fn covered_place(s: &Scratch) -> Verdict {
+pub(super) fn covered_place(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
     s.write("disk/who", "above")?;
     s.dir("place")?;
@@ -205,13 +205,13 @@ fn cloners_of_one_mount_leave_nothing_behind(s: &Scratch) -> Verdict {
 }
 
 fn readers_of_the_mount_table_never_see_a_mount_twice(s: &Scratch) -> Verdict {
+    requirement::statmount()?;
     s.tmpfs("disk")?;
+    // By ids that are never used again: mountinfo's may be, while it is being read.
     let read = || {
-        let mut ids: Vec<u32> = s.mounts()?.iter().map(|mount| mount.id).collect();
-        let seen = ids.len();
-        ids.sort_unstable();
-        ids.dedup();
-        same("different ids in mountinfo", ids.len(), seen)?;
+        let mut ids = vec![0; 4096];
+        let count = named("listmount", sys::listmount(LSMT_ROOT, 0, &mut ids))?;
+        same("ids that come in order, each once", ids[..count].is_sorted_by(|a, b| a < b), true)?;
         same("the disk in mountinfo", s.mounts_at("disk")?, 1)
     };
     race(read, || {

@@ -24,6 +24,9 @@ trials!("umount":
     expiry_needs_two_calls,
     use_between_two_calls_puts_expiry_off,
     expiry_and_laziness_exclude_each_other,
+    expiry_is_refused_while_something_is_mounted_inside,
+    a_held_directory_refuses_umount_by_any_of_its_mounts,
+    unknown_flags_are_refused,
     a_directory_that_is_no_mount_is_refused,
     a_symlink_is_not_followed_when_told_so,
     a_disk_is_free_when_its_umount_returns,
@@ -175,6 +178,32 @@ fn a_symlink_is_not_followed_when_told_so(s: &Scratch) -> Verdict {
     s.umount_with("link", MntFlags::UMOUNT_NOFOLLOW).refused_with(Errno::EINVAL)?;
     s.umount("link")?;
     s.mounted_are(&[])
+}
+
+fn expiry_is_refused_while_something_is_mounted_inside(s: &Scratch) -> Verdict {
+    disk_with_file(s)?;
+    s.tmpfs("disk/sub")?;
+    s.umount_with("disk", MntFlags::MNT_EXPIRE).refused_with(Errno::EBUSY)?;
+    s.umount("disk/sub")?;
+    s.umount_with("disk", MntFlags::MNT_EXPIRE).refused_with(Errno::EAGAIN)?;
+    s.umount_with("disk", MntFlags::MNT_EXPIRE)?;
+    s.mounted_are(&[])
+}
+
+fn a_held_directory_refuses_umount_by_any_of_its_mounts(s: &Scratch) -> Verdict {
+    disk_with_file(s)?;
+    s.bind("disk", "view")?;
+    let held = std::fs::File::open(s.path("view"))?;
+    s.umount("disk")?;
+    s.umount("view").refused_with(Errno::EBUSY)?;
+    drop(held);
+    Ok(s.umount("view")?)
+}
+
+fn unknown_flags_are_refused(s: &Scratch) -> Verdict {
+    disk_with_file(s)?;
+    s.umount_with("disk", MntFlags::from_bits_retain(0x10)).refused_with(Errno::EINVAL)?;
+    s.mounted_are(&["disk"])
 }
 
 fn a_disk_is_free_when_its_umount_returns(s: &Scratch) -> Verdict {
