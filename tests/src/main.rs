@@ -6,6 +6,7 @@ mod shell;
 #[path = "../suite/mod.rs"]
 mod suite;
 
+use mount_storms::selftest::SELFTEST;
 use mount_storms::shim::SHIM;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         // Each trial is a child of this binary, and must begin before any thread is started.
         ["trial", name] => suite::run_one(name),
         ["run", job, events] => guest::run_on_running_kernel(Path::new(job), Path::new(events)),
+        [SELFTEST, program] => mount_storms::selftest::become_program(Path::new(program)),
         [SHIM] => mount_storms::shim::serve(),
         [init::WORK] => guest::run_on_lab_machine(),
         // The kernel hands words of its command line that it does not know to init: they mean nothing here.

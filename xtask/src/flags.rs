@@ -157,9 +157,15 @@ pub struct TestFlags {
     /// Leave out the guests: unit tests, lints and series checks that need no kernel build
     #[arg(long)]
     pub no_guests: bool,
+    /// Run the suite in its guests and nothing else: for the loop of writing a trial
+    #[arg(long, conflicts_with = "no_guests")]
+    pub guests_only: bool,
     /// The kconfig fragment of the guests' kernels, on top of `base`
     #[arg(long, default_value = "lockdep", value_name = "FRAGMENT")]
     pub lane: String,
+    /// Leave out the kernel's own selftests for mounts, which run after the suite
+    #[arg(long)]
+    pub no_selftests: bool,
     #[command(flatten)]
     pub machine: MachineFlags,
     #[command(flatten)]

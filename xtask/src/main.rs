@@ -11,6 +11,7 @@ mod failure;
 mod flags;
 mod guest;
 mod kernel;
+mod known;
 mod machine;
 mod measure;
 mod plan;

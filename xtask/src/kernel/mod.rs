@@ -11,9 +11,12 @@ mod foreign;
 mod kconfig;
 mod patch;
 mod queue;
+mod selftests;
 mod series;
 mod source;
 mod tree;
+
+pub use selftests::Selftests;
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
@@ -70,12 +73,25 @@ impl Workshop<'_> {
     /// disk is full, or the build fails: each with its own exit code.
     pub fn prepare(&self, name: &str, fragments: &[&str], events: Events<'_>) -> Result<Kernel> {
         let kconfig = Kconfig::load(self.root, fragments)?;
-        let tree = match Catalog::load(self.root)?.resolve(name)? {
-            Recipe::Base(patches) => Tree::of_base(&self.base(events)?, &patches, self.cache)?,
-            Recipe::Tree(path) => foreign::of_path(&path, self.cache)?,
-            Recipe::Git { url, reference } => foreign::of_git(&url, &reference, self.cache, events)?,
-        };
+        let tree = self.tree(name, events)?;
         build::build(name, &tree, &kconfig, self.cache, events)
+    }
+
+    /// The selftests of the tree of this name: from the cache, or built now.
+    ///
+    /// # Errors
+    /// As [`Workshop::prepare`], but for kconfig; a selftest that does not build is no error.
+    pub fn selftests(&self, name: &str, events: Events<'_>) -> Result<Selftests> {
+        let tree = self.tree(name, events)?;
+        selftests::build(&tree, self.cache, events)
+    }
+
+    fn tree(&self, name: &str, events: Events<'_>) -> Result<Tree> {
+        match Catalog::load(self.root)?.resolve(name)? {
+            Recipe::Base(patches) => Tree::of_base(&self.base(events)?, &patches, self.cache),
+            Recipe::Tree(path) => foreign::of_path(&path, self.cache),
+            Recipe::Git { url, reference } => foreign::of_git(&url, &reference, self.cache, events),
+        }
     }
 
     /// Checks names without building anything, so that a typing error costs no build.
