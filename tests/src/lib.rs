@@ -3,6 +3,7 @@
 pub mod call;
 pub mod check;
 pub mod events;
+pub mod fault;
 pub mod idmap;
 pub mod kmsg;
 pub mod layout;

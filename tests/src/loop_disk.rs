@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// An empty ext4; fixtures/README.md says how it was made.
-const EXT4: &[u8] = include_bytes!("../fixtures/ext4.img");
+pub const EXT4: &[u8] = include_bytes!("../fixtures/ext4.img");
 
 /// Attempts to get a loop device before somebody else takes it.
 const ATTEMPTS: usize = 16;
@@ -20,6 +20,24 @@ pub struct LoopDisk {
     _device: File,
 }
 
+/// Puts an image behind a free loop device; returns the device's path, and a descriptor that keeps the device until somebody else uses it.
+///
+/// # Errors
+/// When there is no free loop device.
+pub fn configure(image: &File) -> Result<(String, File)> {
+    let control = File::open("/dev/loop-control").context("cannot open /dev/loop-control")?;
+    for _ in 0..ATTEMPTS {
+        let path = format!("/dev/loop{}", loop_free_number(&control).context("LOOP_CTL_GET_FREE")?);
+        let writable = OpenOptions::new().read(true).write(true).open(&path).with_context(|| path.clone())?;
+        if loop_configure(&writable, image).is_ok() {
+            // Without CONFIG_BLK_DEV_WRITE_MOUNTED a device that is open for writing cannot be mounted.
+            let device = File::open(&path).with_context(|| path.clone())?;
+            return Ok((path, device));
+        }
+    }
+    bail!("no loop device could be configured in {ATTEMPTS} attempts")
+}
+
 impl LoopDisk {
     /// Makes a disk out of a file in the scratch.
     ///
@@ -29,17 +47,8 @@ impl LoopDisk {
         let image = scratch.path("ext4.img");
         fs::write(&image, EXT4).context("cannot write the image")?;
         let image = OpenOptions::new().read(true).write(true).open(image)?;
-        let control = File::open("/dev/loop-control").context("cannot open /dev/loop-control")?;
-        for _ in 0..ATTEMPTS {
-            let path = format!("/dev/loop{}", loop_free_number(&control).context("LOOP_CTL_GET_FREE")?);
-            let writable = OpenOptions::new().read(true).write(true).open(&path).with_context(|| path.clone())?;
-            if loop_configure(&writable, &image).is_ok() {
-                // Without CONFIG_BLK_DEV_WRITE_MOUNTED a device that is open for writing cannot be mounted.
-                let device = File::open(&path).with_context(|| path.clone())?;
-                return Ok(LoopDisk { path, _device: device });
-            }
-        }
-        bail!("no loop device could be configured in {ATTEMPTS} attempts")
+        let (path, device) = configure(&image)?;
+        Ok(LoopDisk { path, _device: device })
     }
 
     /// Its path in /dev.

@@ -79,6 +79,15 @@ pub fn detached_trees() -> Verdict {
     kernel(6, 15, "a mount on or below a detached tree")
 }
 
+/// Allocations that fail on demand: CONFIG_FAULT_INJECTION, FAILSLAB and FAIL_PAGE_ALLOC, chosen in debugfs.
+///
+/// # Errors
+/// [`Skip`].
+pub fn fault_injection() -> Verdict {
+    let file = "/proc/thread-self/fail-nth";
+    require(Path::new(file).exists(), || format!("there is no {file} (CONFIG_FAULT_INJECTION): --lane faults has it"))
+}
+
 /// Two CPUs, for trials that race.
 ///
 /// # Errors

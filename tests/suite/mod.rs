@@ -1,5 +1,6 @@
 //! The suite: every trial by area, and their run in one kernel.
 
+mod faults;
 mod limits;
 mod locked;
 mod mount_setattr;
@@ -49,6 +50,7 @@ const AREAS: &[&[Trial]] = &[
     remount::TRIALS,
     races::TRIALS,
     limits::TRIALS,
+    faults::TRIALS,
 ];
 
 /// Runs the trials that `job` names, one after the other, each in a process of its own, and emits each outcome. A trial that

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 const S_IFREG: u32 = 0o100_000;
 const S_IFDIR: u32 = 0o040_000;
 const S_IFCHR: u32 = 0o020_000;
+const S_IFLNK: u32 = 0o120_000;
 
 /// Device number of /dev/console (Documentation/admin-guide/devices.txt).
 const CONSOLE: (u32, u32) = (5, 1);
@@ -53,6 +54,9 @@ fn folder_archive(folder: &Path) -> Result<Vec<u8>> {
     for path in above {
         archive.add(entry(path, S_IFDIR), &[])?;
     }
+    // For system(3): the guest is the shell of its selftests.
+    archive.add(entry(Path::new("/bin"), S_IFDIR), &[])?;
+    archive.add(entry(Path::new("/bin/sh"), S_IFLNK), b"/init")?;
     add_below(&mut archive, folder)?;
     archive.finish()
 }
@@ -160,7 +164,7 @@ mod tests {
         let program = folder.join("nsfs/owner").display().to_string();
         let last = found.last().unwrap();
         assert_eq!((format!("/{}", last.0), last.1, last.3.as_slice()), (program, S_IFREG | 0o755, &b"ELF"[..]));
-        let expected = folder.ancestors().filter(|path| path.parent().is_some()).count() + 2;
+        let expected = folder.ancestors().filter(|path| path.parent().is_some()).count() + 4;
         assert_eq!(found.len(), expected, "{found:?}");
     }
 
