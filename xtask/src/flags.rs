@@ -260,6 +260,9 @@ pub enum KernelCommand {
         /// Build every prefix of the series as well
         #[arg(long)]
         each: bool,
+        /// Build the patched kernel as PREEMPT_RT, for one CPU, and without fsnotify as well
+        #[arg(long)]
+        configs: bool,
         #[command(flatten)]
         source: SourceFlags,
     },

@@ -29,6 +29,9 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tree::Tree;
 
+/// Fragments that a series must build with and that no guest boots: other rules for locks, no other CPU, nobody to notify.
+const BUILD_ONLY: [&str; 3] = ["rt", "up", "nofsnotify"];
+
 /// A built kernel: all that a machine needs to boot it, and all that a result needs to name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
@@ -135,6 +138,17 @@ impl Workshop<'_> {
         Ok(prefixes.len())
     }
 
+    /// Builds `patched` with each of the fragments that are only built; returns their names.
+    ///
+    /// # Errors
+    /// The first fragment that does not build.
+    pub fn build_configs(&self, events: Events<'_>) -> Result<Vec<&'static str>> {
+        for fragment in BUILD_ONLY {
+            self.prepare("patched", &["base", fragment], events).with_context(|| format!("the fragment {fragment}"))?;
+        }
+        Ok(BUILD_ONLY.to_vec())
+    }
+
     /// What there is, and what is built.
     ///
     /// # Errors
@@ -223,6 +237,13 @@ mod tests {
             assert_eq!(exit(&["mainline", "nope"], &["base"]), Exit::Usage);
             assert_eq!(exit(&["mainline"], &["nope"]), Exit::Usage);
         });
+    }
+
+    #[test]
+    fn fragments_that_are_only_built_exist() {
+        for fragment in BUILD_ONLY {
+            Kconfig::load(Path::new(".."), &[fragment]).unwrap();
+        }
     }
 
     #[test]
