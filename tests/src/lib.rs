@@ -14,6 +14,7 @@ pub mod mount_tree;
 pub mod mountinfo;
 pub mod phase;
 pub mod protocol;
+pub mod race;
 pub mod reader;
 pub mod requirement;
 pub mod scratch;

@@ -3,9 +3,8 @@
 
 use crate::kmsg::Kmsg;
 use crate::protocol::{Outcome, SuiteJob, TrialResult};
-use crate::splat::judge_kmsg;
 use crate::tap::Tap;
-use crate::trial::{Ran, run_limited, with_splats};
+use crate::trial::{Ran, run_limited, splats_in, with_splats};
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -86,7 +85,7 @@ fn watched(program: &Program, limit: Duration) -> Result<Vec<TrialResult>> {
     command.arg(SELFTEST).arg(&program.path);
     let ran = run_limited(command, limit)?;
     let tap = Tap::read(&ran.said);
-    let whole = with_splats(whole(&tap, &ran, limit), &judge_kmsg(&log.records()?));
+    let whole = with_splats(whole(&tap, &ran, limit), &splats_in(&log.records()?));
     let mut results: Vec<TrialResult> =
         tap.cases.into_iter().map(|(case, outcome)| trial(&format!("{}::{case}", program.name), outcome)).collect();
     results.push(trial(&program.name, whole));

@@ -1,10 +1,11 @@
-//! Selftests are judged by mainline: what fails there is known, what passes there must pass on any other kernel.
+//! Selftests and data races are judged by mainline: what fails there is known, what passes there must pass on any other kernel.
 //!
 //! The kernel's selftests are not ours. Some cases need what a small guest does not have, some are out of step with their kernel; a trial of
 //! our own that fails on mainline is wrong (ARCHITECTURE.md, invariant 3), but a selftest is only set aside, and said so.
 
 use mount_storms::protocol::{Outcome, TrialResult};
-use std::collections::BTreeMap;
+use mount_storms::race::{self, Race};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Area of the selftests.
 const AREA: &str = "selftest::";
@@ -19,12 +20,24 @@ const WRONG: [(&str, &str); 1] = [(
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
     outcomes: BTreeMap<String, Outcome>,
+    races: BTreeSet<Race>,
+}
+
+/// Data races of a boot as trials, each named by its two functions: of mainline (`known` is none then) they are told, and so is what is known.
+pub fn races(found: &BTreeSet<Race>, known: Option<&Known>) -> Vec<TrialResult> {
+    let told = |race: &Race| {
+        let is_known = race::is_known(race) || known.is_none_or(|known| known.races.contains(race));
+        let why = if is_known { "a data race of mainline" } else { "a data race that mainline did not show" };
+        let outcome = if is_known { Outcome::Skipped { why: why.into() } } else { Outcome::Failed { why: why.into() } };
+        TrialResult { name: format!("kcsan::{} / {}", race.0, race.1), outcome, elapsed_ms: 0 }
+    };
+    found.iter().map(told).collect()
 }
 
 impl Known {
     /// Takes the selftests among mainline's trials for known, and gives the trials as they are to be counted: a failed selftest is no
     /// failure of mainline's, but told with what it said.
-    pub fn of_mainline(trials: Vec<TrialResult>) -> (Known, Vec<TrialResult>) {
+    pub fn of_mainline(trials: Vec<TrialResult>, races: BTreeSet<Race>) -> (Known, Vec<TrialResult>) {
         let selftests = trials.iter().filter(|trial| trial.name.starts_with(AREA));
         let outcomes = selftests.map(|trial| (trial.name.clone(), trial.outcome.clone())).collect();
         let counted = trials.into_iter().map(|trial| match &trial.outcome {
@@ -35,7 +48,7 @@ impl Known {
             _ => trial,
         });
         let counted = counted.collect();
-        (Known { outcomes }, counted)
+        (Known { outcomes, races }, counted)
     }
 
     /// Another kernel's trials as they are to be counted: what fails on mainline too is set aside, and what passes there and is missing
@@ -85,6 +98,10 @@ mod tests {
         TrialResult { name: name.into(), outcome, elapsed_ms: 1 }
     }
 
+    fn of_mainline(trials: Vec<TrialResult>) -> (Known, Vec<TrialResult>) {
+        Known::of_mainline(trials, BTreeSet::new())
+    }
+
     fn fail(why: &str) -> Outcome {
         Outcome::Failed { why: why.into() }
     }
@@ -101,7 +118,7 @@ mod tests {
     #[test]
     fn a_failure_of_mainline_is_told_and_is_known_elsewhere() {
         let mainline = vec![trial("selftest::a/a::1", fail("EPERM")), trial("selftest::a/a::2", Outcome::Passed)];
-        let (known, counted) = Known::of_mainline(mainline.clone());
+        let (known, counted) = of_mainline(mainline.clone());
         assert_eq!(outcomes(&counted), [("selftest::a/a::1", "skipped"), ("selftest::a/a::2", "passed")]);
         let Outcome::Skipped { why } = &counted[0].outcome else { panic!() };
         assert_eq!(why, "fails on mainline: EPERM");
@@ -110,7 +127,7 @@ mod tests {
 
     #[test]
     fn what_passes_on_mainline_must_pass_and_must_run() {
-        let (known, _) = Known::of_mainline(vec![
+        let (known, _) = of_mainline(vec![
             trial("selftest::a/a::1", Outcome::Passed),
             trial("selftest::a/a::2", Outcome::Passed),
             trial("selftest::a/a::3", Outcome::Skipped { why: "no".into() }),
@@ -121,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_new_case_stands_for_itself() {
-        let (known, _) = Known::of_mainline(Vec::new());
+        let (known, _) = of_mainline(Vec::new());
         assert_eq!(
             outcomes(&known.judge(vec![trial("selftest::a/a::1", fail("x"))])),
             [("selftest::a/a::1", "failed")]
@@ -131,16 +148,26 @@ mod tests {
     #[test]
     fn a_selftest_that_is_wrong_itself_fails_nobody() {
         let wrong = WRONG[0].0;
-        let (known, _) = Known::of_mainline(vec![trial(wrong, Outcome::Passed)]);
+        let (known, _) = of_mainline(vec![trial(wrong, Outcome::Passed)]);
         let counted = known.judge(vec![trial(wrong, fail("5 == 0"))]);
         let Outcome::Skipped { why } = &counted[0].outcome else { panic!("{counted:?}") };
         assert!(why.contains("the writing end of a pipe") && why.ends_with("5 == 0"), "{why}");
     }
 
     #[test]
+    fn a_race_that_mainline_did_not_show_is_a_failure() {
+        let race = |other: &str| ("attach_mnt".to_owned(), other.to_owned());
+        let found = BTreeSet::from([race("old"), race("new")]);
+        let (known, _) = Known::of_mainline(Vec::new(), BTreeSet::from([race("old")]));
+        let told = races(&found, Some(&known));
+        assert_eq!(outcomes(&told), [("kcsan::attach_mnt / new", "failed"), ("kcsan::attach_mnt / old", "skipped")]);
+        assert!(races(&found, None).iter().all(|trial| matches!(trial.outcome, Outcome::Skipped { .. })));
+    }
+
+    #[test]
     fn our_own_trials_have_no_such_excuse() {
         let ours = vec![trial("umount::x", fail("x"))];
-        let (known, counted) = Known::of_mainline(ours.clone());
+        let (known, counted) = of_mainline(ours.clone());
         assert_eq!(counted, ours);
         assert_eq!(known.judge(ours.clone()), ours);
     }

@@ -5,12 +5,14 @@ use crate::event::{Event, Events};
 use crate::failure::{Exit, exit_code};
 use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Selftests, Workshop};
-use crate::known::Known;
-use crate::machine::{Boot, Fallback, Limits, Machine, MachineKind, Setting, Topology};
+use crate::known::{self, Known};
+use crate::machine::{Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
 use crate::process::Task;
-use crate::{bench, guest, machine, measure, report, setup};
+use crate::{bench, console, guest, machine, measure, report, setup};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, Outcome, PROTOCOL, SelftestJob, SuiteJob, TrialResult, Work};
+use mount_storms::race::{self, Race};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -21,6 +23,15 @@ const TRIAL_LIMIT_S: u32 = 60;
 
 /// Limit of one selftest program, in seconds: below the silence that a boot may keep, for a program reports nothing before it ends.
 const SELFTEST_LIMIT_S: u32 = 75;
+
+/// How many times as long everything may take in a lane: each access to memory is checked by KASAN and KCSAN, and KCSAN stops to watch besides.
+fn patience(lane: &str) -> u32 {
+    match lane {
+        "kasan" | "faults" => 3,
+        "kcsan" => 4,
+        _ => 1,
+    }
+}
 
 /// Limits of a boot that runs the suite. A trial is silent while it runs, hence more than its own limit.
 const LIMITS: Limits =
@@ -228,26 +239,36 @@ fn suite(
     let dir = root.join("target/lab-tests").join(format!("{}-{}", kernel.name, flags.lane));
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let slower = patience(&flags.lane);
     let selftests = subject.selftests.as_ref();
     let selftests_job =
-        selftests.map(|built| SelftestJob { folder: built.programs.clone(), limit_s: SELFTEST_LIMIT_S });
+        selftests.map(|built| SelftestJob { folder: built.programs.clone(), limit_s: SELFTEST_LIMIT_S * slower });
     let filter = flags.filter.clone();
-    let work = Work::Suite(SuiteJob { filter, trial_limit_s: TRIAL_LIMIT_S, selftests: selftests_job });
+    let work = Work::Suite(SuiteJob { filter, trial_limit_s: TRIAL_LIMIT_S * slower, selftests: selftests_job });
     let job = Job { protocol: PROTOCOL, seed: 1, work };
-    let boot =
-        Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS, machine_seed: 1, evidence: None };
+    let boot = Boot {
+        kernel: Some(kernel),
+        guest,
+        job: &job,
+        dir: &dir,
+        limits: LIMITS.times(slower),
+        machine_seed: 1,
+        evidence: None,
+    };
     let name = format!("suite on {} ({})", kernel.name, flags.lane);
-    let log = measure::boot_any(machine, &boot, &name, events)?;
+    let (log, races) = without_races(measure::boot_any(machine, &boot, &name, events)?)?;
     let mut trials = trials(&log.events);
     trials.extend(selftests.iter().flat_map(|built| not_there(built)));
-    let trials = match known {
+    let raced = known::races(&races, known.as_ref());
+    let mut trials = match known {
         Some(known) => known.judge(trials),
         None => {
-            let (mainline, trials) = Known::of_mainline(trials);
+            let (mainline, trials) = Known::of_mainline(trials, races);
             *known = Some(mainline);
             trials
         }
     };
+    trials.extend(raced);
     report::junit::write(&dir.join("junit.xml"), &name, &trials)?;
     let mut totals = Totals::of_trials(&trials);
     print!("{}", told(&name, &trials, totals));
@@ -259,6 +280,18 @@ fn suite(
         totals.failed += 1;
     }
     Ok(totals)
+}
+
+/// A boot whose console shows nothing but data races has not ended badly: they are judged one by one. Anywhere else a race is a splat.
+fn without_races(log: BootLog) -> Result<(BootLog, BTreeSet<Race>)> {
+    let console = fs::read(&log.console).unwrap_or_default();
+    let (rest, races) = race::split(&String::from_utf8_lossy(&console));
+    let was_done = log.events.last() == Some(&GuestEvent::Done);
+    let end = match log.end {
+        End::Splat(_) if was_done && !races.is_empty() && console::judge(&rest).is_empty() => End::Finished,
+        end => end,
+    };
+    Ok((BootLog { end, ..log }, races))
 }
 
 /// Selftests that were not built, as trials that could not run.
