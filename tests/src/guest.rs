@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use mount_storms::events::Events;
 use mount_storms::load;
 use mount_storms::protocol::{GuestEvent, JOB_PATH, Job, PROTOCOL, SuiteJob, Work};
+use mount_storms::selftest;
 use mount_storms::storage::{BASE, Devices, mount_tmpfs};
 use mount_storms::storm;
 use nix::sched::{CloneFlags, unshare};
@@ -12,6 +13,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// The job that lies in the initramfs.
 pub fn run_on_lab_machine() -> ExitCode {
@@ -73,7 +75,15 @@ fn do_job(path: &Path, devices: Devices, events: &Events) -> Result<(), Stopped>
 }
 
 fn run_suite(job: &SuiteJob, events: &Events) -> Result<()> {
-    crate::suite::run(job, &|event| events.send(&event))
+    let emit = |event| events.send(&event);
+    let programs = selftest::programs(job)?;
+    // A filter may leave selftests alone; one that leaves nothing at all is the suite's error.
+    if programs.is_empty() || crate::suite::any(job) {
+        crate::suite::run(job, &emit)?;
+    }
+    let limit_s = job.selftests.as_ref().map_or(0, |selftests| selftests.limit_s);
+    crate::suite::run_selftests(&programs, Duration::from_secs(limit_s.into()), &emit);
+    Ok(())
 }
 
 fn read_job(path: &Path) -> Result<Job> {

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
 /// An empty ext4; fixtures/README.md says how it was made.
-const EXT4: &[u8] = include_bytes!("../fixtures/ext4.img");
+pub const EXT4: &[u8] = include_bytes!("../fixtures/ext4.img");
 
 /// Attempts to get a loop device before somebody else takes it.
 const ATTEMPTS: usize = 16;

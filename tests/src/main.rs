@@ -2,10 +2,12 @@
 
 mod guest;
 mod init;
+mod sh;
 mod shell;
 #[path = "../suite/mod.rs"]
 mod suite;
 
+use mount_storms::selftest::SELFTEST;
 use mount_storms::shim::SHIM;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,6 +19,9 @@ fn main() -> ExitCode {
         // Each trial is a child of this binary, and must begin before any thread is started.
         ["trial", name] => suite::run_one(name),
         ["run", job, events] => guest::run_on_running_kernel(Path::new(job), Path::new(events)),
+        // What system(3) hands to a shell: glibc 2.38 and later put "--" before it.
+        ["-c", command] | ["-c", "--", command] => sh::run(command),
+        [SELFTEST, program] => mount_storms::selftest::become_program(Path::new(program)),
         [SHIM] => mount_storms::shim::serve(),
         [init::WORK] => guest::run_on_lab_machine(),
         // The kernel hands words of its command line that it does not know to init: they mean nothing here.

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Version of this vocabulary; a guest refuses a job of another version.
 pub const PROTOCOL: u32 = 1;
@@ -232,6 +233,18 @@ pub struct SuiteJob {
     pub filter: Option<String>,
     /// Limit for one trial, in seconds.
     pub trial_limit_s: u32,
+    /// Kernel selftests to run after the trials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selftests: Option<SelftestJob>,
+}
+
+/// Which kernel selftests to run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SelftestJob {
+    /// Folder of folders of programs. A lab machine has it at the same path as the host: its initramfs brings it along.
+    pub folder: PathBuf,
+    /// Limit for one program, in seconds.
+    pub limit_s: u32,
 }
 
 /// A list of loads, run one after the other.

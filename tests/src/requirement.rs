@@ -128,6 +128,15 @@ pub fn idmapped_overlays() -> Verdict {
     kernel(7, 3, "an idmapped overlay")
 }
 
+/// Allocations that fail on demand: CONFIG_FAULT_INJECTION, FAILSLAB and FAIL_PAGE_ALLOC, chosen in debugfs.
+///
+/// # Errors
+/// [`Skip`].
+pub fn fault_injection() -> Verdict {
+    let file = "/proc/thread-self/fail-nth";
+    require(Path::new(file).exists(), || format!("there is no {file} (CONFIG_FAULT_INJECTION): --lane faults has it"))
+}
+
 /// Two CPUs, for trials that race.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 use crate::call::{Skip, Verdict};
 use crate::kmsg::Kmsg;
 use crate::protocol::{Outcome, TrialResult};
+use crate::race;
 use crate::scratch::Scratch;
 use crate::splat::judge_kmsg;
 use anyhow::{Context, Result};
@@ -60,13 +61,36 @@ pub fn run_watched(name: &str, limit: Duration) -> TrialResult {
 fn watched(name: &str, limit: Duration) -> Result<Outcome> {
     let mut log = Kmsg::mark(name)?;
     let outcome = run_child(name, limit)?;
-    Ok(with_splats(outcome, &judge_kmsg(&log.records()?)))
+    Ok(with_splats(outcome, &splats_in(&log.records()?)))
 }
 
 fn run_child(name: &str, limit: Duration) -> Result<Outcome> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["trial", name]);
+    let Ran { in_time, status, said } = run_limited(command, limit)?;
+    let said = said.trim_end().to_owned();
+    Ok(match (in_time, status) {
+        (true, Some(status)) => read_outcome(status, said),
+        (_, Some(_)) => Outcome::Failed { why: format!("not done after {limit:?}, killed. {said}") },
+        (_, None) => Outcome::Failed { why: format!("not done after {limit:?}, and not even SIGKILL ends it. {said}") },
+    })
+}
+
+/// What came of a program that was run with a limit.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// Whether it ended before the limit.
+    pub in_time: bool,
+    /// How it ended; nothing if not even SIGKILL ended it.
+    pub status: Option<ExitStatus>,
+    /// All it wrote to stdout and stderr.
+    pub said: String,
+}
+
+/// Runs a program in a process group of its own, which is killed at the limit or when the program has ended.
+pub(crate) fn run_limited(mut command: Command, limit: Duration) -> Result<Ran> {
     let mut output = File::from(rustix::fs::memfd_create("trial", MemfdFlags::CLOEXEC)?);
-    let mut child = Command::new("/proc/self/exe")
-        .args(["trial", name])
+    let mut child = command
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -80,12 +104,7 @@ fn run_child(name: &str, limit: Duration) -> Result<Outcome> {
     let mut said = Vec::new();
     output.rewind()?;
     output.read_to_end(&mut said)?;
-    let said = String::from_utf8_lossy(&said).trim_end().to_owned();
-    Ok(match (in_time, status) {
-        (true, Some(status)) => read_outcome(status, said),
-        (_, Some(_)) => Outcome::Failed { why: format!("not done after {limit:?}, killed. {said}") },
-        (_, None) => Outcome::Failed { why: format!("not done after {limit:?}, and not even SIGKILL ends it. {said}") },
-    })
+    Ok(Ran { in_time, status, said: String::from_utf8_lossy(&said).into_owned() })
 }
 
 /// Waits for a child's end without reaping it.
@@ -112,7 +131,14 @@ fn read_outcome(status: ExitStatus, said: String) -> Outcome {
     }
 }
 
-fn with_splats(outcome: Outcome, splats: &[String]) -> Outcome {
+/// Splats in records of the log. Data races are left to the host: it knows which of them mainline has, and a race is met by chance, in
+/// whatever trial runs then.
+pub(crate) fn splats_in(records: &str) -> Vec<String> {
+    judge_kmsg(&race::split(records).0)
+}
+
+/// An outcome, and a failure if there were splats.
+pub(crate) fn with_splats(outcome: Outcome, splats: &[String]) -> Outcome {
     if splats.is_empty() {
         return outcome;
     }

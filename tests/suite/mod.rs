@@ -4,6 +4,7 @@ mod beneath;
 mod detached;
 mod devices;
 mod disturbed_storms;
+mod faults;
 mod lazy;
 mod leaks;
 mod limits;
@@ -27,6 +28,7 @@ mod walks;
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, ColorSetting, Completion, Failed};
 use mount_storms::protocol::{GuestEvent, Outcome, SuiteJob, TrialResult};
+use mount_storms::selftest;
 use mount_storms::trial::{Trial, run_here, run_watched};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -70,6 +72,7 @@ const AREAS: &[&[Trial]] = &[
     model::TRIALS,
     disturbed_storms::TRIALS,
     mount_events::TRIALS,
+    faults::TRIALS,
 ];
 
 /// Runs the trials that `job` names, one after the other, each in a process of its own, and emits each outcome. A trial that
@@ -92,9 +95,24 @@ pub fn run(job: &SuiteJob, emit: &dyn Fn(GuestEvent)) -> Result<()> {
         let color = Some(ColorSetting::Never);
         let arguments = Arguments { test_threads: Some(1), color, ..Arguments::default() };
         scope.spawn(move || libtest_mimic::run(&arguments, mimicked));
-        report(&results, total, emit);
+        report(&results, total, |_| true, emit);
     });
     Ok(())
+}
+
+/// Whether the job names a trial.
+pub fn any(job: &SuiteJob) -> bool {
+    all().any(|trial| trial.name.contains(job.filter.as_deref().unwrap_or_default()))
+}
+
+/// Runs selftests, one after the other, and emits the outcome of each case and of each program.
+pub fn run_selftests(programs: &[selftest::Program], limit: Duration, emit: &dyn Fn(GuestEvent)) {
+    let (sender, results) = channel();
+    let run = move |program| selftest::run(program, limit).into_iter().try_for_each(|result| sender.send(result));
+    std::thread::scope(|scope| {
+        scope.spawn(move || programs.iter().try_for_each(run));
+        report(&results, programs.len() as u64, |result| !selftest::is_case(&result.name), emit);
+    });
 }
 
 /// Runs the body of one trial in this process: what [`run`] starts a child for.
@@ -125,12 +143,13 @@ fn mimic(trial: Trial, limit: Duration, results: Sender<TrialResult>) -> libtest
     })
 }
 
-fn report(results: &Receiver<TrialResult>, total: u64, emit: &dyn Fn(GuestEvent)) {
+/// Emits results as they come, and how many of `total` are done.
+fn report(results: &Receiver<TrialResult>, total: u64, counts: fn(&TrialResult) -> bool, emit: &dyn Fn(GuestEvent)) {
     let mut done = 0;
     loop {
         match results.recv_timeout(PROGRESS) {
             Ok(result) => {
-                done += 1;
+                done += u64::from(counts(&result));
                 emit(GuestEvent::Trial(result));
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -156,14 +175,13 @@ mod tests {
 
     #[test]
     fn a_filter_that_fits_nothing_is_an_error() {
-        let job = SuiteJob { filter: Some("no such trial".into()), trial_limit_s: 1 };
+        let job = SuiteJob { filter: Some("no such trial".into()), trial_limit_s: 1, ..SuiteJob::default() };
         let error = run(&job, &|_| {}).unwrap_err().to_string();
         assert!(error.contains("no such trial"), "{error}");
     }
 
     #[test]
     fn a_job_without_time_is_an_error() {
-        let job = SuiteJob { filter: None, trial_limit_s: 0 };
-        assert!(run(&job, &|_| {}).is_err());
+        assert!(run(&SuiteJob::default(), &|_| {}).is_err());
     }
 }

@@ -169,6 +169,9 @@ pub struct TestFlags {
     /// The kconfig fragment of the guests' kernels, on top of `base`
     #[arg(long, default_value = "lockdep", value_name = "FRAGMENT")]
     pub lane: String,
+    /// Leave out the kernel's own selftests for mounts, which run after the suite
+    #[arg(long)]
+    pub no_selftests: bool,
     #[command(flatten)]
     pub machine: MachineFlags,
     #[command(flatten)]
@@ -263,6 +266,9 @@ pub enum KernelCommand {
         /// Build every prefix of the series as well
         #[arg(long)]
         each: bool,
+        /// Build the patched kernel as PREEMPT_RT, for one CPU, and without fsnotify as well
+        #[arg(long)]
+        configs: bool,
         #[command(flatten)]
         source: SourceFlags,
     },

@@ -11,6 +11,7 @@ mod failure;
 mod flags;
 mod guest;
 mod kernel;
+mod known;
 mod machine;
 mod measure;
 mod plan;
@@ -82,12 +83,15 @@ fn kernel(command: &KernelCommand, root: &Path, events: Events<'_>) -> Result<Ex
                 Workshop { source: source.as_deref(), ..workshop }.prepare(kernel, &["base", kconfig], events)?;
             println!("{}", built.bzimage.display());
         }
-        KernelCommand::Check { each, source } => {
+        KernelCommand::Check { each, configs, source } => {
             let (source, workshop) = workshop(source);
             let workshop = Workshop { source: source.as_deref(), ..workshop };
             println!("{}", workshop.check(events)?);
             if *each {
                 println!("{} prefixes build", workshop.build_each(&["base", "bench"], events)?);
+            }
+            if *configs {
+                println!("builds as well: {}", workshop.build_configs(events)?.join(", "));
             }
         }
     }

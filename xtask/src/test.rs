@@ -4,12 +4,15 @@ use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::{Exit, exit_code};
 use crate::flags::TestFlags;
-use crate::kernel::{Kernel, Workshop};
-use crate::machine::{Boot, Fallback, Limits, Machine, MachineKind, Setting, Topology};
+use crate::kernel::{Kernel, Selftests, Workshop};
+use crate::known::{self, Known};
+use crate::machine::{Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
 use crate::process::Task;
-use crate::{bench, guest, machine, measure, report, setup};
+use crate::{bench, console, guest, machine, measure, report, setup};
 use anyhow::{Context, Result};
-use mount_storms::protocol::{GuestEvent, Job, Outcome, PROTOCOL, SuiteJob, TrialResult, Work};
+use mount_storms::protocol::{GuestEvent, Job, Outcome, PROTOCOL, SelftestJob, SuiteJob, TrialResult, Work};
+use mount_storms::race::{self, Race};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -17,6 +20,18 @@ use std::time::Duration;
 
 /// Limit of one trial in a guest, in seconds: lockdep under emulation is some fifty times slower than a host.
 const TRIAL_LIMIT_S: u32 = 60;
+
+/// Limit of one selftest program, in seconds: below the silence that a boot may keep, for a program reports nothing before it ends.
+const SELFTEST_LIMIT_S: u32 = 75;
+
+/// How many times as long everything may take in a lane: each access to memory is checked by KASAN and KCSAN, and KCSAN stops to watch besides.
+fn patience(lane: &str) -> u32 {
+    match lane {
+        "kasan" | "faults" => 3,
+        "kcsan" => 4,
+        _ => 1,
+    }
+}
 
 /// Limits of a boot that runs the suite. A trial is silent while it runs, hence more than its own limit.
 const LIMITS: Limits =
@@ -180,39 +195,80 @@ fn guests(
     events: Events<'_>,
 ) -> Result<Totals> {
     let guest = guest::build(workshop.root, events)?;
-    let kconfig = ["base", flags.lane.as_str()];
-    let names = ["mainline", flags.kernel.as_str()];
-    let kernels = names.iter().map(|name| workshop.prepare(name, &kconfig, events)).collect::<Result<Vec<_>>>()?;
-    let (root, cache) = (workshop.root, workshop.cache);
-    let setting = Setting { root, cache, kernel: kernels.first(), guest: &guest, fallback: Fallback::Tcg, model: None };
+    // Mainline is the reference; asked for by name it is all there is to test.
+    let mut names = vec!["mainline", flags.kernel.as_str()];
+    names.dedup();
+    let subjects = names.iter().map(|name| subject(name, flags, workshop, events)).collect::<Result<Vec<_>>>()?;
+    let (root, cache, kernel) = (workshop.root, workshop.cache, subjects.first().map(|subject| &subject.kernel));
+    let setting = Setting { root, cache, kernel, guest: &guest, fallback: Fallback::Tcg, model: None };
     let opened = machine::open(kind, topology, &setting, &mut *events)?;
     events.hear(&Event::Note(opened.why));
     let mut totals = Totals::default();
-    for kernel in &kernels {
-        totals.add(suite(kernel, flags, workshop.root, &guest, opened.machine.as_ref(), events)?);
+    let mut known = None;
+    for subject in &subjects {
+        totals.add(suite(subject, flags, workshop.root, &guest, opened.machine.as_ref(), &mut known, events)?);
     }
     Ok(totals)
 }
 
-/// Boots one kernel and runs the suite in it. A boot that ends badly is a failure by itself, whatever its trials said.
+/// What one boot tests.
+struct Subject {
+    kernel: Kernel,
+    /// Its own selftests; nothing with `--no-selftests`.
+    selftests: Option<Selftests>,
+}
+
+fn subject(name: &str, flags: &TestFlags, workshop: &Workshop<'_>, events: Events<'_>) -> Result<Subject> {
+    let kernel = workshop.prepare(name, &["base", &flags.lane], events)?;
+    let selftests = if flags.no_selftests { None } else { Some(workshop.selftests(name, events)?) };
+    Ok(Subject { kernel, selftests })
+}
+
+/// Boots one kernel and runs the suite in it. A boot that ends badly is a failure by itself, whatever its trials said. The first kernel is
+/// mainline: what its selftests do becomes known.
 fn suite(
-    kernel: &Kernel,
+    subject: &Subject,
     flags: &TestFlags,
     root: &Path,
     guest: &Path,
     machine: &dyn Machine,
+    known: &mut Option<Known>,
     events: Events<'_>,
 ) -> Result<Totals> {
+    let kernel = &subject.kernel;
     let dir = root.join("target/lab-tests").join(format!("{}-{}", kernel.name, flags.lane));
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let work = Work::Suite(SuiteJob { filter: flags.filter.clone(), trial_limit_s: TRIAL_LIMIT_S });
+    let slower = patience(&flags.lane);
+    let selftests = subject.selftests.as_ref();
+    let selftests_job =
+        selftests.map(|built| SelftestJob { folder: built.programs.clone(), limit_s: SELFTEST_LIMIT_S * slower });
+    let filter = flags.filter.clone();
+    let work = Work::Suite(SuiteJob { filter, trial_limit_s: TRIAL_LIMIT_S * slower, selftests: selftests_job });
     let job = Job { protocol: PROTOCOL, seed: 1, work };
-    let boot =
-        Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS, machine_seed: 1, evidence: None };
+    let boot = Boot {
+        kernel: Some(kernel),
+        guest,
+        job: &job,
+        dir: &dir,
+        limits: LIMITS.times(slower),
+        machine_seed: 1,
+        evidence: None,
+    };
     let name = format!("suite on {} ({})", kernel.name, flags.lane);
-    let log = measure::boot_any(machine, &boot, &name, events)?;
-    let trials = trials(&log.events);
+    let (log, races) = without_races(measure::boot_any(machine, &boot, &name, events)?)?;
+    let mut trials = trials(&log.events);
+    trials.extend(selftests.iter().flat_map(|built| not_there(built)));
+    let raced = known::races(&races, known.as_ref());
+    let mut trials = match known {
+        Some(known) => known.judge(trials),
+        None => {
+            let (mainline, trials) = Known::of_mainline(trials, races);
+            *known = Some(mainline);
+            trials
+        }
+    };
+    trials.extend(raced);
     report::junit::write(&dir.join("junit.xml"), &name, &trials)?;
     let mut totals = Totals::of_trials(&trials);
     print!("{}", told(&name, &trials, totals));
@@ -224,6 +280,28 @@ fn suite(
         totals.failed += 1;
     }
     Ok(totals)
+}
+
+/// A boot whose console shows nothing but data races has not ended badly: they are judged one by one. Anywhere else a race is a splat.
+fn without_races(log: BootLog) -> Result<(BootLog, BTreeSet<Race>)> {
+    let console = fs::read(&log.console).unwrap_or_default();
+    let (rest, races) = race::split(&String::from_utf8_lossy(&console));
+    let was_done = log.events.last() == Some(&GuestEvent::Done);
+    let end = match log.end {
+        End::Splat(_) if was_done && !races.is_empty() && console::judge(&rest).is_empty() => End::Finished,
+        end => end,
+    };
+    Ok((BootLog { end, ..log }, races))
+}
+
+/// Selftests that were not built, as trials that could not run.
+fn not_there(selftests: &Selftests) -> impl Iterator<Item = TrialResult> + '_ {
+    let skipped = |(name, why): (&String, &String)| TrialResult {
+        name: format!("selftest::{}", name.trim_start_matches("filesystems/")),
+        outcome: Outcome::Skipped { why: why.clone() },
+        elapsed_ms: 0,
+    };
+    selftests.not_there.iter().map(skipped)
 }
 
 fn trials(events: &[GuestEvent]) -> Vec<TrialResult> {

@@ -34,7 +34,7 @@ const BUILD_RECIPE: &str = "build 1";
 const RELEASE_DIGITS: usize = 8;
 
 /// Variables of the caller's environment that would change the build.
-const UNWANTED_ENV: [&str; 14] = [
+pub(super) const UNWANTED_ENV: [&str; 14] = [
     "ARCH",
     "SUBARCH",
     "CROSS_COMPILE",
@@ -56,7 +56,7 @@ const UNWANTED_ENV: [&str; 14] = [
 /// # Errors
 /// No space, an option that vanished, or a build that fails; its log stays.
 pub fn build(name: &str, tree: &Tree, kconfig: &Kconfig, cache: &Cache, events: Events<'_>) -> Result<Kernel> {
-    let compiler = format!("{}; {}", first_line("gcc")?, first_line("ld")?);
+    let compiler = compiler()?;
     let key = digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, &compiler]);
     let dir = cache.dir().join("kernels").join(&key);
     let stored = match stored(&dir) {
@@ -81,6 +81,11 @@ pub fn stored(dir: &Path) -> Option<Kernel> {
 /// With the paths that its folder gives it; they belong to one host and are not written down.
 fn located(kernel: Kernel, dir: &Path) -> Kernel {
     Kernel { bzimage: dir.join("bzImage"), vmlinux: dir.join("vmlinux"), ..kernel }
+}
+
+/// First lines of what compiler and linker say of themselves: part of each key.
+pub(super) fn compiler() -> Result<String> {
+    Ok(format!("{}; {}", first_line("gcc")?, first_line("ld")?))
 }
 
 fn first_line(program: &str) -> Result<String> {

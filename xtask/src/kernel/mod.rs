@@ -11,9 +11,12 @@ mod foreign;
 mod kconfig;
 mod patch;
 mod queue;
+mod selftests;
 mod series;
 mod source;
 mod tree;
+
+pub use selftests::Selftests;
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
@@ -25,6 +28,9 @@ use kconfig::Kconfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tree::Tree;
+
+/// Fragments that a series must build with and that no guest boots: other rules for locks, no other CPU, nobody to notify.
+const BUILD_ONLY: [&str; 3] = ["rt", "up", "nofsnotify"];
 
 /// A built kernel: all that a machine needs to boot it, and all that a result needs to name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,12 +76,25 @@ impl Workshop<'_> {
     /// disk is full, or the build fails: each with its own exit code.
     pub fn prepare(&self, name: &str, fragments: &[&str], events: Events<'_>) -> Result<Kernel> {
         let kconfig = Kconfig::load(self.root, fragments)?;
-        let tree = match Catalog::load(self.root)?.resolve(name)? {
-            Recipe::Base(patches) => Tree::of_base(&self.base(events)?, &patches, self.cache)?,
-            Recipe::Tree(path) => foreign::of_path(&path, self.cache)?,
-            Recipe::Git { url, reference } => foreign::of_git(&url, &reference, self.cache, events)?,
-        };
+        let tree = self.tree(name, events)?;
         build::build(name, &tree, &kconfig, self.cache, events)
+    }
+
+    /// The selftests of the tree of this name: from the cache, or built now.
+    ///
+    /// # Errors
+    /// As [`Workshop::prepare`], but for kconfig; a selftest that does not build is no error.
+    pub fn selftests(&self, name: &str, events: Events<'_>) -> Result<Selftests> {
+        let tree = self.tree(name, events)?;
+        selftests::build(&tree, self.cache, events)
+    }
+
+    fn tree(&self, name: &str, events: Events<'_>) -> Result<Tree> {
+        match Catalog::load(self.root)?.resolve(name)? {
+            Recipe::Base(patches) => Tree::of_base(&self.base(events)?, &patches, self.cache),
+            Recipe::Tree(path) => foreign::of_path(&path, self.cache),
+            Recipe::Git { url, reference } => foreign::of_git(&url, &reference, self.cache, events),
+        }
     }
 
     /// Checks names without building anything, so that a typing error costs no build.
@@ -117,6 +136,17 @@ impl Workshop<'_> {
             self.prepare(name, fragments, events).with_context(|| format!("the prefix {name}"))?;
         }
         Ok(prefixes.len())
+    }
+
+    /// Builds `patched` with each of the fragments that are only built; returns their names.
+    ///
+    /// # Errors
+    /// The first fragment that does not build.
+    pub fn build_configs(&self, events: Events<'_>) -> Result<Vec<&'static str>> {
+        for fragment in BUILD_ONLY {
+            self.prepare("patched", &["base", fragment], events).with_context(|| format!("the fragment {fragment}"))?;
+        }
+        Ok(BUILD_ONLY.to_vec())
     }
 
     /// What there is, and what is built.
@@ -207,6 +237,13 @@ mod tests {
             assert_eq!(exit(&["mainline", "nope"], &["base"]), Exit::Usage);
             assert_eq!(exit(&["mainline"], &["nope"]), Exit::Usage);
         });
+    }
+
+    #[test]
+    fn fragments_that_are_only_built_exist() {
+        for fragment in BUILD_ONLY {
+            Kconfig::load(Path::new(".."), &[fragment]).unwrap();
+        }
     }
 
     #[test]

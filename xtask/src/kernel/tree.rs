@@ -27,6 +27,8 @@ pub struct Tree {
     pub dir: PathBuf,
     /// Hash of the source: two trees of one key are the same.
     pub key: String,
+    /// Hash of what selftests are built from: trees that differ in nothing but the kernel proper share it.
+    pub uapi_key: String,
     /// "7.3.4".
     pub version: String,
     /// Slugs of the patches on it, in order.
@@ -50,10 +52,15 @@ impl Tree {
     /// A patch does not apply.
     pub fn of_base(base: &BaseTree, patches: &[Patch], cache: &Cache) -> Result<Tree> {
         let overlay = apply_all(patches, &|path| fs::read_to_string(base.dir.join(path)).ok())?;
-        let files = overlay.iter().flat_map(|(path, text)| [path.as_str(), text.as_deref().unwrap_or("gone")]);
+        let key = |wanted: fn(&str) -> bool| {
+            let files = overlay.iter().filter(|(path, _)| wanted(path));
+            let parts = files.flat_map(|(path, text)| [path.as_str(), text.as_deref().unwrap_or("gone")]);
+            digest::key([base.digest.as_str()].into_iter().chain(parts))
+        };
         let dir = cache.dir().join("workbench").join(digest::key([base.digest.as_str()]));
         Ok(Tree {
-            key: digest::key([base.digest.as_str()].into_iter().chain(files)),
+            key: key(|_| true),
+            uapi_key: key(is_uapi),
             version: base.version.clone(),
             series: patches.iter().map(|patch| patch.slug.clone()).collect(),
             builds: dir.clone(),
@@ -65,7 +72,7 @@ impl Tree {
     /// A tree that is not made of the base: nothing is written to it, and its builds go elsewhere.
     pub fn foreign(dir: &Path, key: String, version: String, cache: &Cache) -> Tree {
         let builds = cache.dir().join("builds").join(digest::key([&*dir.to_string_lossy()]));
-        Tree { dir: dir.to_owned(), key, version, series: Vec::new(), builds, patched: None }
+        Tree { dir: dir.to_owned(), uapi_key: key.clone(), key, version, series: Vec::new(), builds, patched: None }
     }
 
     /// Puts the tree on the workbench, in place of the one that is there. A tree that is not made of the base is left alone.
@@ -108,6 +115,11 @@ impl Patched {
         };
         if is == must_be { Ok(()) } else { replace(&dir.join(path), must_be.as_deref()) }
     }
+}
+
+/// Whether user space is built from a file: headers for it, selftests, and what makes them.
+fn is_uapi(path: &str) -> bool {
+    path.contains("include/uapi/") || ["tools/", "scripts/", "usr/"].iter().any(|folder| path.starts_with(folder))
 }
 
 /// A copy of a tree by hard links, whole or not at all.
@@ -208,6 +220,16 @@ mod tests {
         let key = |slug: &str, text: &str| made(&base, &cache, &[(slug, text)]).key;
         assert_eq!(key("a", CHANGE), key("b", CHANGE));
         assert_ne!(key("a", CHANGE), key("a", &CHANGE.replace("xyz", "xyy")));
+    }
+
+    #[test]
+    fn a_patch_of_the_kernel_proper_needs_no_other_selftests() {
+        let (_dir, cache, base) = lab();
+        let uapi = CHANGE.replace("fs/a.c", "include/uapi/linux/a.h").replace("-1 +1", "-0,0 +1").replace("-abc\n", "");
+        let uapi = uapi.replace("--- a/include/uapi/linux/a.h", "--- /dev/null");
+        let mainline = made(&base, &cache, &[]);
+        assert_eq!(made(&base, &cache, &[("change", CHANGE)]).uapi_key, mainline.uapi_key);
+        assert_ne!(made(&base, &cache, &[("uapi", &uapi)]).uapi_key, mainline.uapi_key);
     }
 
     #[test]

@@ -2,27 +2,33 @@
 
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, trailer};
-use mount_storms::protocol::{JOB_PATH, Job};
+use mount_storms::protocol::{JOB_PATH, Job, Work};
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// File types of `st_mode` (inode(7)).
 const S_IFREG: u32 = 0o100_000;
 const S_IFDIR: u32 = 0o040_000;
 const S_IFCHR: u32 = 0o020_000;
+const S_IFLNK: u32 = 0o120_000;
 
 /// Device number of /dev/console (Documentation/admin-guide/devices.txt).
 const CONSOLE: (u32, u32) = (5, 1);
 
-/// Empty folders that the guest mounts on.
-const FOLDERS: [&str; 5] = ["dev", "proc", "sys", "tmp", "run"];
+/// Empty folders that the guest mounts on; selftests mount on /mnt.
+const FOLDERS: [&str; 6] = ["dev", "proc", "sys", "tmp", "run", "mnt"];
 
 /// Writes the initramfs of one boot: the same archive for every boot of a guest, then a small one with the job (the kernel
 /// unpacks archives that follow each other, Documentation/driver-api/early-userspace/buffer-format.rst).
 pub fn write(path: &Path, guest: &Path, job: &Job) -> Result<()> {
     let init = fs::read(guest).with_context(|| format!("cannot read the guest binary {}", guest.display()))?;
     let mut bytes = base_archive(&init)?;
+    if let Work::Suite(suite) = &job.work
+        && let Some(selftests) = &suite.selftests
+    {
+        bytes.extend(folder_archive(&selftests.folder)?);
+    }
     bytes.extend(job_archive(job)?);
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
@@ -38,6 +44,37 @@ fn base_archive(init: &[u8]) -> Result<Vec<u8>> {
     archive.add(console, &[])?;
     archive.add(Builder::new("init").mode(S_IFREG | 0o755), init)?;
     archive.finish()
+}
+
+/// A folder with all that is in it, at the same path in the guest as on the host, and programs executable by everybody.
+fn folder_archive(folder: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    let mut above: Vec<&Path> = folder.ancestors().skip(1).filter(|path| path.parent().is_some()).collect();
+    above.reverse();
+    for path in above {
+        archive.add(entry(path, S_IFDIR), &[])?;
+    }
+    // For system(3): the guest is the shell of its selftests.
+    archive.add(entry(Path::new("/bin"), S_IFDIR), &[])?;
+    archive.add(entry(Path::new("/bin/sh"), S_IFLNK), b"/init")?;
+    add_below(&mut archive, folder)?;
+    archive.finish()
+}
+
+fn add_below(archive: &mut Archive, path: &Path) -> Result<()> {
+    let readable = || format!("cannot read {}", path.display());
+    if !path.is_dir() {
+        return archive.add(entry(path, S_IFREG), &fs::read(path).with_context(readable)?);
+    }
+    archive.add(entry(path, S_IFDIR), &[])?;
+    let mut below: Vec<PathBuf> =
+        fs::read_dir(path).with_context(readable)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    below.sort();
+    below.iter().try_for_each(|path| add_below(archive, path))
+}
+
+fn entry(path: &Path, file_type: u32) -> Builder {
+    Builder::new(path.to_string_lossy().trim_start_matches('/')).mode(file_type | 0o755)
 }
 
 fn job_archive(job: &Job) -> Result<Vec<u8>> {
@@ -114,6 +151,21 @@ mod tests {
         assert_eq!(second[0].0, "job.json");
         assert_eq!(serde_json::from_slice::<Job>(&second[0].3).unwrap(), job);
         assert!(end.is_empty());
+    }
+
+    #[test]
+    fn a_folder_of_programs_keeps_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("programs");
+        fs::create_dir_all(folder.join("nsfs")).unwrap();
+        fs::write(folder.join("nsfs/owner"), "ELF").unwrap();
+        let bytes = folder_archive(&folder).unwrap();
+        let (found, _) = entries(&bytes);
+        let program = folder.join("nsfs/owner").display().to_string();
+        let last = found.last().unwrap();
+        assert_eq!((format!("/{}", last.0), last.1, last.3.as_slice()), (program, S_IFREG | 0o755, &b"ELF"[..]));
+        let expected = folder.ancestors().filter(|path| path.parent().is_some()).count() + 4;
+        assert_eq!(found.len(), expected, "{found:?}");
     }
 
     #[test]
