@@ -18,6 +18,8 @@ use libtest_mimic::{Arguments, ColorSetting, Completion, Failed};
 use mount_storms::protocol::{GuestEvent, Outcome, SuiteJob, TrialResult};
 use mount_storms::trial::{Trial, run_here, run_watched};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -56,14 +58,14 @@ const AREAS: &[&[Trial]] = &[
 /// # Errors
 /// When the job names no trial, or gives none of them any time.
 pub fn run(job: &SuiteJob, emit: &dyn Fn(GuestEvent)) -> Result<()> {
-    let chosen: Vec<Trial> =
-        all().filter(|trial| trial.name.contains(job.filter.as_deref().unwrap_or_default())).collect();
-    ensure!(!chosen.is_empty(), "no trial's name contains {:?}", job.filter.as_deref().unwrap_or_default());
+    let chosen = chosen(job)?;
     ensure!(job.trial_limit_s > 0, "a trial_limit_s of 0 gives no trial any time");
     let limit = Duration::from_secs(job.trial_limit_s.into());
     let total = chosen.len() as u64;
     let (sender, results) = channel();
-    let mimicked = chosen.into_iter().map(|trial| mimic(trial, limit, sender.clone())).collect();
+    let over = Arc::new(AtomicBool::new(false));
+    let last_failure = job.until_failure.then_some(&over);
+    let mimicked = chosen.into_iter().map(|trial| mimic(trial, limit, sender.clone(), last_failure.cloned())).collect();
     drop(sender);
     std::thread::scope(|scope| {
         // One at a time: the kernel's log is attributed to the trial that runs. No colours: what a guest prints is a log.
@@ -90,10 +92,36 @@ fn all() -> impl Iterator<Item = Trial> {
     AREAS.iter().copied().flatten().copied()
 }
 
-fn mimic(trial: Trial, limit: Duration, results: Sender<TrialResult>) -> libtest_mimic::Trial {
+/// The trials of a job, in the order in which they run.
+fn chosen(job: &SuiteJob) -> Result<Vec<Trial>> {
+    let filter = job.filter.as_deref().unwrap_or_default();
+    let is_first = |trial: &Trial| job.first.iter().any(|name| name == trial.name);
+    let mut chosen: Vec<Trial> = all().filter(|trial| trial.name.contains(filter)).collect();
+    ensure!(!chosen.is_empty(), "no trial's name contains {filter:?}");
+    for name in &job.first {
+        ensure!(chosen.iter().any(|trial| trial.name == name), "there is no trial {name:?} to run first");
+    }
+    chosen.retain(|trial| !job.only_first || is_first(trial));
+    chosen.sort_by_key(|trial| !is_first(trial));
+    Ok(chosen)
+}
+
+/// `over`, if there is one, is set by the first trial that fails; the trials after it do not run.
+fn mimic(
+    trial: Trial,
+    limit: Duration,
+    results: Sender<TrialResult>,
+    over: Option<Arc<AtomicBool>>,
+) -> libtest_mimic::Trial {
     libtest_mimic::Trial::ignorable_test(trial.name, move || {
+        if over.as_ref().is_some_and(|over| over.load(Ordering::Relaxed)) {
+            return Ok(Completion::ignored_with("a trial before it failed"));
+        }
         let result = run_watched(trial.name, limit);
         let outcome = result.outcome.clone();
+        if let (Outcome::Failed { .. }, Some(over)) = (&outcome, &over) {
+            over.store(true, Ordering::Relaxed);
+        }
         results.send(result).map_err(|_| Failed::from("nobody waits for the outcome"))?;
         match outcome {
             Outcome::Passed => Ok(Completion::Completed),
@@ -134,14 +162,35 @@ mod tests {
 
     #[test]
     fn a_filter_that_fits_nothing_is_an_error() {
-        let job = SuiteJob { filter: Some("no such trial".into()), trial_limit_s: 1 };
+        let job = SuiteJob { filter: Some("no such trial".into()), trial_limit_s: 1, ..SuiteJob::default() };
         let error = run(&job, &|_| {}).unwrap_err().to_string();
         assert!(error.contains("no such trial"), "{error}");
     }
 
     #[test]
     fn a_job_without_time_is_an_error() {
-        let job = SuiteJob { filter: None, trial_limit_s: 0 };
-        assert!(run(&job, &|_| {}).is_err());
+        assert!(run(&SuiteJob::default(), &|_| {}).is_err());
+    }
+
+    #[test]
+    fn trials_named_first_run_first_or_alone() {
+        let names = |job: &SuiteJob| -> Vec<&str> { chosen(job).unwrap().iter().map(|trial| trial.name).collect() };
+        let last = all().last().unwrap().name;
+        let mut job = SuiteJob { first: vec![last.into()], ..SuiteJob::default() };
+        assert_eq!((names(&job)[0], names(&job).len()), (last, all().count()));
+        job.only_first = true;
+        assert_eq!(names(&job), [last]);
+        job.first.push("nowhere::to_be_found".into());
+        assert!(chosen(&job).is_err());
+    }
+
+    #[test]
+    fn mutants_name_trials_that_exist() {
+        for entry in std::fs::read_dir("../kernel-patches/mutants").unwrap().flatten() {
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            for name in text.lines().filter_map(|line| line.strip_prefix("Seen-by: ")) {
+                assert!(all().any(|trial| trial.name == name), "{}: {name}", entry.path().display());
+            }
+        }
     }
 }

@@ -201,7 +201,8 @@ fn suite(
     let dir = root.join("target/lab-tests").join(format!("{}-{}", kernel.name, flags.lane));
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let work = Work::Suite(SuiteJob { filter: flags.filter.clone(), trial_limit_s: TRIAL_LIMIT_S });
+    let work =
+        Work::Suite(SuiteJob { filter: flags.filter.clone(), trial_limit_s: TRIAL_LIMIT_S, ..SuiteJob::default() });
     let job = Job { protocol: PROTOCOL, seed: 1, work };
     let boot =
         Boot { kernel: Some(kernel), guest, job: &job, dir: &dir, limits: LIMITS, machine_seed: 1, evidence: None };

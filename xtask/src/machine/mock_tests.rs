@@ -98,7 +98,7 @@ fn a_fault_can_wait_for_its_boot() {
 #[test]
 fn a_suite_passes_skips_and_fails() {
     let outcomes = |script, filter: Option<&str>| -> Vec<Outcome> {
-        let suite = SuiteJob { filter: filter.map(str::to_owned), trial_limit_s: 1 };
+        let suite = SuiteJob { filter: filter.map(str::to_owned), trial_limit_s: 1, ..SuiteJob::default() };
         let events = boot(&mock(script), Work::Suite(suite)).events;
         let trials = events.into_iter().filter_map(|event| match event {
             GuestEvent::Trial(trial) => Some(trial.outcome),
