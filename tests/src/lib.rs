@@ -9,6 +9,7 @@ pub mod layout;
 pub mod load;
 pub mod loop_disk;
 pub mod metrics;
+pub mod mount_events;
 pub mod mount_tree;
 pub mod mountinfo;
 pub mod phase;

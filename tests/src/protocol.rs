@@ -209,7 +209,7 @@ pub struct SuiteJob {
     /// Run no trial but those.
     #[serde(default)]
     pub only_first: bool,
-    /// Whether the first trial that fails is the last that runs.
+    /// Whether the first trial that fails is the last that runs; a note names each as it begins.
     #[serde(default)]
     pub until_failure: bool,
 }

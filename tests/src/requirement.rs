@@ -16,6 +16,14 @@ fn kernel(major: u32, minor: u32, what: &str) -> Verdict {
     require(enough, || format!("{what} needs Linux {major}.{minor}, this is {release}"))
 }
 
+/// fanotify(7) events of mounts: Linux 6.15.
+///
+/// # Errors
+/// [`Skip`].
+pub fn mount_events() -> Verdict {
+    kernel(6, 15, "fanotify with FAN_REPORT_MNT")
+}
+
 fn parse_release(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

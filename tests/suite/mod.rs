@@ -1,5 +1,6 @@
 //! The suite: every trial by area, and their run in one kernel.
 
+mod covers;
 mod limits;
 mod locked;
 mod mount_setattr;
@@ -9,13 +10,17 @@ mod open_tree;
 mod overlay;
 mod propagation;
 mod races;
+mod receivers;
+mod references;
 mod remount;
 mod statmount;
 mod umount;
+mod watchers;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, ColorSetting, Completion, Failed};
-use mount_storms::protocol::{GuestEvent, Outcome, SuiteJob, TrialResult};
+use mount_storms::kmsg::MARKER;
+use mount_storms::protocol::{GuestEvent, Outcome, SuiteJob};
 use mount_storms::trial::{Trial, run_here, run_watched};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,6 +55,10 @@ const AREAS: &[&[Trial]] = &[
     remount::TRIALS,
     races::TRIALS,
     limits::TRIALS,
+    covers::TRIALS,
+    receivers::TRIALS,
+    references::TRIALS,
+    watchers::TRIALS,
 ];
 
 /// Runs the trials that `job` names, one after the other, each in a process of its own, and emits each outcome. A trial that
@@ -62,7 +71,7 @@ pub fn run(job: &SuiteJob, emit: &dyn Fn(GuestEvent)) -> Result<()> {
     ensure!(job.trial_limit_s > 0, "a trial_limit_s of 0 gives no trial any time");
     let limit = Duration::from_secs(job.trial_limit_s.into());
     let total = chosen.len() as u64;
-    let (sender, results) = channel();
+    let (sender, heard) = channel();
     let over = Arc::new(AtomicBool::new(false));
     let last_failure = job.until_failure.then_some(&over);
     let mimicked = chosen.into_iter().map(|trial| mimic(trial, limit, sender.clone(), last_failure.cloned())).collect();
@@ -72,7 +81,7 @@ pub fn run(job: &SuiteJob, emit: &dyn Fn(GuestEvent)) -> Result<()> {
         let color = Some(ColorSetting::Never);
         let arguments = Arguments { test_threads: Some(1), color, ..Arguments::default() };
         scope.spawn(move || libtest_mimic::run(&arguments, mimicked));
-        report(&results, total, emit);
+        report(&heard, total, emit);
     });
     Ok(())
 }
@@ -110,19 +119,24 @@ fn chosen(job: &SuiteJob) -> Result<Vec<Trial>> {
 fn mimic(
     trial: Trial,
     limit: Duration,
-    results: Sender<TrialResult>,
+    events: Sender<GuestEvent>,
     over: Option<Arc<AtomicBool>>,
 ) -> libtest_mimic::Trial {
     libtest_mimic::Trial::ignorable_test(trial.name, move || {
         if over.as_ref().is_some_and(|over| over.load(Ordering::Relaxed)) {
             return Ok(Completion::ignored_with("a trial before it failed"));
         }
+        if over.is_some() {
+            // Whoever waits for a failure wants to know what ran when the kernel failed.
+            let begun = GuestEvent::Note { text: format!("{MARKER}{}", trial.name) };
+            events.send(begun).map_err(|_| Failed::from("nobody waits for the outcome"))?;
+        }
         let result = run_watched(trial.name, limit);
         let outcome = result.outcome.clone();
         if let (Outcome::Failed { .. }, Some(over)) = (&outcome, &over) {
             over.store(true, Ordering::Relaxed);
         }
-        results.send(result).map_err(|_| Failed::from("nobody waits for the outcome"))?;
+        events.send(GuestEvent::Trial(result)).map_err(|_| Failed::from("nobody waits for the outcome"))?;
         match outcome {
             Outcome::Passed => Ok(Completion::Completed),
             Outcome::Skipped { why } => Ok(Completion::ignored_with(why)),
@@ -131,13 +145,13 @@ fn mimic(
     })
 }
 
-fn report(results: &Receiver<TrialResult>, total: u64, emit: &dyn Fn(GuestEvent)) {
+fn report(events: &Receiver<GuestEvent>, total: u64, emit: &dyn Fn(GuestEvent)) {
     let mut done = 0;
     loop {
-        match results.recv_timeout(PROGRESS) {
-            Ok(result) => {
-                done += 1;
-                emit(GuestEvent::Trial(result));
+        match events.recv_timeout(PROGRESS) {
+            Ok(event) => {
+                done += u64::from(matches!(event, GuestEvent::Trial(_)));
+                emit(event);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,

@@ -33,7 +33,7 @@ const MEETINGS: u64 = 50;
 const REPEATS: usize = 100;
 
 /// Runs `rival` again and again in a second thread while `rounds` runs here; fails if either fails, or if they never met.
-fn race(rival: impl Fn() -> Verdict + Sync, rounds: impl FnMut() -> Verdict) -> Verdict {
+pub(super) fn race(rival: impl Fn() -> Verdict + Sync, rounds: impl FnMut() -> Verdict) -> Verdict {
     requirement::two_cpus()?;
     let (over, runs) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {

@@ -22,7 +22,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use table::{Finding, Findings};
-use verdict::{Killer, Verdict};
+use verdict::Verdict;
 
 /// Limit of one trial, in seconds. A mutant that hangs one hangs it for ever: shorter than the suite's own limit.
 const TRIAL_LIMIT_S: u32 = 40;
@@ -62,12 +62,17 @@ pub fn mutants(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exi
     let lab = Lab { workshop, guest, machine: opened.machine, lane: &flags.lane, commit: bench::commit_of(root) };
     let results = root.join("results");
     let mut findings = Findings::load(&results.join("mutants.json"), &all);
+    let mut judged = Vec::new();
     for mutant in &chosen {
         let finding = lab.judge(mutant, events).with_context(|| format!("the mutant {}", mutant.name))?;
-        findings.put(lab.confirmed(finding, &mainline, events)?);
-        findings.write(&results, &all)?;
+        events.hear(&Event::Note(told(&finding)));
+        judged.push(finding);
     }
-    print!("{}", told(&findings, &chosen));
+    for finding in lab.confirmed(judged, &mainline, events)? {
+        println!("{}", told(&finding));
+        findings.put(finding);
+    }
+    findings.write(&results, &all)?;
     println!("{}", findings.summary(&all));
     Ok(if findings.enough() { Exit::Success } else { Exit::Regression })
 }
@@ -108,11 +113,11 @@ impl Lab<'_> {
         let kernel = self.workshop.prepare(&format!("mutant:{}", mutant.name), &["base", self.lane], events)?;
         let suite = self.boot(&kernel, "suite", Work::Suite(suite_job(&mutant.seen_by)), events)?;
         let mut wall_s = suite.wall_s;
-        let mut killed = seen_in(&suite)?;
+        let mut killed = verdict::killer(&suite)?;
         if killed.is_none() {
             let storm = self.boot(&kernel, "storm", Work::Storm(storm_job(self.machine.info().cpus)), events)?;
             wall_s += storm.wall_s;
-            killed = seen_in(&storm)?;
+            killed = verdict::killer(&storm)?;
         }
         let survived = || mutant.survives.clone().unwrap_or_else(|| "nobody knows why".into());
         Ok(Finding {
@@ -131,19 +136,17 @@ impl Lab<'_> {
         })
     }
 
-    /// The finding, if the trial that killed holds on mainline; else the trial is wrong, and the mutant survives.
-    fn confirmed(&self, finding: Finding, mainline: &Kernel, events: Events<'_>) -> Result<Finding> {
-        let Verdict::Killed { by: Killer::Trial(trial), .. } = &finding.verdict else { return Ok(finding) };
-        let first = vec![trial.clone()];
+    /// The findings, but for mutants whose trial fails on mainline as well: such a trial is wrong, and the mutant survives.
+    fn confirmed(&self, findings: Vec<Finding>, mainline: &Kernel, events: Events<'_>) -> Result<Vec<Finding>> {
+        let trials: BTreeSet<&str> = findings.iter().filter_map(|finding| finding.verdict.trial()).collect();
+        if trials.is_empty() {
+            return Ok(findings);
+        }
+        let first = trials.into_iter().map(str::to_owned).collect();
         let job = SuiteJob { first, only_first: true, trial_limit_s: TRIAL_LIMIT_S, ..SuiteJob::default() };
         let log = self.boot(mainline, "confirm", Work::Suite(job), events)?;
-        Ok(match seen_in(&log)? {
-            None => finding,
-            Some((_, why)) => {
-                let why = format!("{trial} fails on mainline as well: {why}");
-                Finding { verdict: Verdict::Survived { why }, ..finding }
-            }
-        })
+        log.failure().map_or(Ok(()), Err).context("mainline does not pass the trials that killed mutants")?;
+        Ok(findings.into_iter().map(|finding| finding.held_against(&log.events)).collect())
     }
 
     fn boot(&self, kernel: &Kernel, what: &str, work: Work, events: Events<'_>) -> Result<BootLog> {
@@ -163,11 +166,6 @@ impl Lab<'_> {
         };
         measure::boot_any(self.machine.as_ref(), &boot, &format!("{what} on {} ({})", kernel.name, self.lane), events)
     }
-}
-
-fn seen_in(log: &BootLog) -> Result<Option<(Killer, String)>> {
-    let console = fs::read(&log.console).unwrap_or_default();
-    verdict::killer(log, &String::from_utf8_lossy(&console))
 }
 
 /// The whole suite up to the first failure, beginning with the trials that should see the mutant.
@@ -196,17 +194,12 @@ fn storm_job(cpus: u32) -> StormJob {
     }
 }
 
-/// A line for each mutant of this run.
-fn told(findings: &Findings, chosen: &[&Mutant]) -> String {
-    let names: BTreeSet<&str> = chosen.iter().map(|mutant| mutant.name.as_str()).collect();
-    let mut text = String::new();
-    for finding in findings.findings.iter().filter(|finding| names.contains(finding.mutant.as_str())) {
-        text += &match &finding.verdict {
-            Verdict::Killed { by, why } => format!("killed    {}: by {by}: {why}\n", finding.mutant),
-            Verdict::Survived { why } => format!("SURVIVED  {}: {why}\n", finding.mutant),
-        };
+/// A finding in a line.
+fn told(finding: &Finding) -> String {
+    match &finding.verdict {
+        Verdict::Killed { by, why } => format!("killed    {}: by {by}: {why}", finding.mutant),
+        Verdict::Survived { why } => format!("SURVIVED  {}: {why}", finding.mutant),
     }
-    text
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use super::verdict::Verdict;
 use crate::machine::MachineInfo;
 use crate::results::write_atomically;
 use anyhow::Result;
+use mount_storms::protocol::{GuestEvent, Outcome};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -37,6 +38,24 @@ pub struct Finding {
     /// What became of it.
     #[serde(flatten)]
     pub verdict: Verdict,
+}
+
+impl Finding {
+    /// This finding, unless the trial that killed failed, or did not run, on mainline too.
+    pub fn held_against(self, mainline: &[GuestEvent]) -> Finding {
+        let Some(trial) = self.verdict.trial() else { return self };
+        let outcome = mainline.iter().find_map(|event| match event {
+            GuestEvent::Trial(result) if result.name == trial => Some(&result.outcome),
+            _ => None,
+        });
+        match outcome {
+            Some(Outcome::Passed) => self,
+            outcome => {
+                let why = format!("{trial} does not hold on mainline either: {outcome:?}");
+                Finding { verdict: Verdict::Survived { why }, ..self }
+            }
+        }
+    }
 }
 
 /// `mutants.json`.
@@ -117,6 +136,7 @@ impl Findings {
 mod tests {
     use super::super::verdict::Killer;
     use super::*;
+    use mount_storms::protocol::TrialResult;
 
     fn mutant(name: &str) -> Mutant {
         super::super::header::parse(name, &format!("Breaks: a | b\n---\n\ndiff --git {name}\n")).unwrap()
@@ -172,6 +192,15 @@ mod tests {
         assert!(text.contains("| s0 | a \\| b | lockdep | **survived** | unseen |"), "{text}");
         assert!(text.contains("| x | a \\| b | lockdep | not run |  |"), "{text}");
         assert!(text.ends_with("1 of 2 mutants killed, at least 18 of 20 must be; 1 were not run\n"), "{text}");
+    }
+
+    #[test]
+    fn a_trial_that_fails_on_mainline_kills_nobody() {
+        let seen = |outcome| [GuestEvent::Trial(TrialResult { name: "a::b".into(), outcome, elapsed_ms: 1 })];
+        assert_eq!(finding("k0", true).held_against(&seen(Outcome::Passed)), finding("k0", true));
+        let failed = finding("k0", true).held_against(&seen(Outcome::Failed { why: "x".into() }));
+        assert!(matches!(failed.verdict, Verdict::Survived { why } if why.contains("mainline")));
+        assert!(matches!(finding("k0", true).held_against(&[]).verdict, Verdict::Survived { .. }));
     }
 
     #[test]

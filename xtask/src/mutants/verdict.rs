@@ -26,6 +26,16 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// The trial that killed.
+    pub fn trial(&self) -> Option<&str> {
+        match self {
+            Verdict::Killed { by: Killer::Trial(name), .. } => Some(name),
+            _ => None,
+        }
+    }
+}
+
 /// What can see that a kernel is broken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -57,15 +67,15 @@ impl std::fmt::Display for Killer {
     }
 }
 
-/// Who killed the kernel of a boot, and why; none if it looks whole. `console` tells which trial ran at the end.
+/// Who killed the kernel of a boot, and why; none if it looks whole.
 ///
 /// # Errors
 /// The boot says nothing about the kernel: it was stopped, or the machine went away under a kernel that had not complained.
-pub fn killer(log: &BootLog, console: &str) -> anyhow::Result<Option<(Killer, String)>> {
+pub fn killer(log: &BootLog) -> anyhow::Result<Option<(Killer, String)>> {
     if let Some(failed) = first_failure(&log.events) {
         return Ok(Some(failed));
     }
-    let ended_in = |why: &str| match last_trial(console) {
+    let ended_in = |why: &str| match last_trial(&log.events) {
         Some(trial) => one_line(&format!("{why} (in {trial})")),
         None => one_line(why),
     };
@@ -97,9 +107,11 @@ pub fn trials_run(events: &[GuestEvent]) -> u64 {
 }
 
 /// The trial that began last.
-fn last_trial(console: &str) -> Option<&str> {
-    let line = console.lines().rfind(|line| line.contains(MARKER))?;
-    line.split_once(MARKER).map(|(_, trial)| trial.trim())
+fn last_trial(events: &[GuestEvent]) -> Option<&str> {
+    events.iter().rev().find_map(|event| match event {
+        GuestEvent::Note { text } => text.strip_prefix(MARKER),
+        _ => None,
+    })
 }
 
 /// A reason as a table shows it.
@@ -132,7 +144,7 @@ mod tests {
             trial("c::d", failed("EBUSY\n  expected")),
             trial("e::f", failed("x")),
         ];
-        let found = killer(&log(End::Panic("later".into()), events.clone()), "").unwrap();
+        let found = killer(&log(End::Panic("later".into()), events.clone())).unwrap();
         assert_eq!(found, Some((Killer::Trial("c::d".into()), "EBUSY expected".into())));
         assert_eq!(trials_run(&events), 3);
     }
@@ -142,13 +154,13 @@ mod tests {
         let skipped = Outcome::Skipped { why: "one CPU".into() };
         let events = vec![trial("a::b", Outcome::Passed), trial("a::c", skipped)];
         assert_eq!(trials_run(&events), 1);
-        assert_eq!(killer(&log(End::Finished, events), "").unwrap(), None);
+        assert_eq!(killer(&log(End::Finished, events)).unwrap(), None);
     }
 
     #[test]
     fn panics_splats_and_hangs_kill_and_name_the_trial_they_ended_in() {
-        let console = "<6>[ 1.0] lab: trial a::b\n<6>[ 2.0] lab: trial c::d\n<0>[ 2.1] Kernel panic - not syncing: x\n";
-        let found = |end| killer(&log(end, vec![]), console).unwrap().unwrap();
+        let begun = |trial: &str| GuestEvent::Note { text: format!("{MARKER}{trial}") };
+        let found = |end| killer(&log(end, vec![begun("a::b"), begun("c::d")])).unwrap().unwrap();
         assert_eq!(found(End::Panic("Kernel panic".into())), (Killer::Panic, "Kernel panic (in c::d)".into()));
         assert_eq!(found(End::Hang("silent".into())), (Killer::Hang, "silent (in c::d)".into()));
         assert_eq!(found(End::Splat(vec!["a".into(), "b".into()])), (Killer::Splat, "a | b".into()));
@@ -157,8 +169,8 @@ mod tests {
 
     #[test]
     fn a_machine_that_goes_away_says_nothing_about_the_kernel() {
-        assert!(killer(&log(End::Died("killed".into()), vec![]), "").is_err());
-        assert!(killer(&log(End::Interrupted, vec![]), "").is_err());
+        assert!(killer(&log(End::Died("killed".into()), vec![])).is_err());
+        assert!(killer(&log(End::Interrupted, vec![])).is_err());
     }
 
     #[test]
