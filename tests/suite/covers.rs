@@ -7,8 +7,12 @@ use mount_storms::requirement;
 use mount_storms::scratch::{Scratch, through};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::env::set_current_dir;
 use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 trials!("covers":
     what_a_locked_mount_hid_stays_hidden_in_a_lazily_umounted_tree,
@@ -19,7 +23,14 @@ trials!("covers":
 );
 
 /// Mounts slipped beneath another, while a walker looks at it. Each makes the next walk longer.
-const SLIPPED: usize = 200;
+const SLIPPED: usize = 50;
+
+/// Open files of mountinfo that are polled meanwhile. The kernel wakes them in the middle of an attachment, which so takes long enough
+/// for a walker to come by (commit_tree(), fs/namespace.c).
+const POLLED: usize = 200;
+
+/// How long their poller sleeps at most, and is given to fall asleep again.
+const POLLER_SLEEP: Duration = Duration::from_millis(20);
 
 /// A disk with a secret in "sub", and another disk mounted over it.
 fn hidden_secret(s: &Scratch) -> Verdict {
@@ -81,5 +92,31 @@ fn a_walker_never_sees_what_slips_beneath(s: &Scratch) -> Verdict {
     s.write("place/on_top", "")?;
     let mark = s.path("place/on_top");
     let walk = || same("the mark of the mount on top", fs::exists(&mark)?, true);
-    race(walk, || (0..SLIPPED).try_for_each(|_| Ok(s.attach_beneath(s.clone_tree("disk")?, "place")?)))
+    polled(|| {
+        race(walk, || {
+            (0..SLIPPED).try_for_each(|_| {
+                std::thread::sleep(POLLER_SLEEP);
+                Ok(s.attach_beneath(s.clone_tree("disk")?, "place")?)
+            })
+        })
+    })
+}
+
+/// Does something while mountinfo is polled through many files.
+fn polled(act: impl FnOnce() -> Verdict) -> Verdict {
+    let files = (0..POLLED).map(|_| File::open("/proc/self/mountinfo")).collect::<Result<Vec<_>, _>>()?;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut asked: Vec<PollFd<'_>> =
+                files.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)).collect();
+            let limit = PollTimeout::try_from(POLLER_SLEEP).unwrap_or(PollTimeout::ZERO);
+            while !over.load(Ordering::Relaxed) {
+                let _ = poll(&mut asked, limit);
+            }
+        });
+        let result = act();
+        over.store(true, Ordering::Relaxed);
+        result
+    })
 }

@@ -11,13 +11,12 @@ use crate::failure::{Exit, Failure};
 use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Workshop};
 use crate::machine::{self, Boot, BootLog, Fallback, Limits, Machine, MachineKind, Setting};
-use crate::{bench, guest, measure, setup};
+use crate::{bench, console, guest, measure, setup};
 use anyhow::{Context, Result};
 use header::Mutant;
 use mount_storms::protocol::{
     Job, Manner, PROTOCOL, Profile, Propagation, Reader, Storage, StormJob, StormPoint, SuiteJob, Work,
 };
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,17 +61,17 @@ pub fn mutants(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exi
     let lab = Lab { workshop, guest, machine: opened.machine, lane: &flags.lane, commit: bench::commit_of(root) };
     let results = root.join("results");
     let mut findings = Findings::load(&results.join("mutants.json"), &all);
-    let mut judged = Vec::new();
     for mutant in &chosen {
         let finding = lab.judge(mutant, events).with_context(|| format!("the mutant {}", mutant.name))?;
         events.hear(&Event::Note(told(&finding)));
-        judged.push(finding);
-    }
-    for finding in lab.confirmed(judged, &mainline, events)? {
-        println!("{}", told(&finding));
         findings.put(finding);
+        findings.write(&results, &all)?;
     }
+    lab.confirm(&mut findings, &mainline, events)?;
     findings.write(&results, &all)?;
+    for finding in findings.findings.iter().filter(|found| chosen.iter().any(|mutant| mutant.name == found.mutant)) {
+        println!("{}", told(finding));
+    }
     println!("{}", findings.summary(&all));
     Ok(if findings.enough() { Exit::Success } else { Exit::Regression })
 }
@@ -113,11 +112,11 @@ impl Lab<'_> {
         let kernel = self.workshop.prepare(&format!("mutant:{}", mutant.name), &["base", self.lane], events)?;
         let suite = self.boot(&kernel, "suite", Work::Suite(suite_job(&mutant.seen_by)), events)?;
         let mut wall_s = suite.wall_s;
-        let mut killed = verdict::killer(&suite)?;
+        let mut killed = seen_in(&suite)?;
         if killed.is_none() {
             let storm = self.boot(&kernel, "storm", Work::Storm(storm_job(self.machine.info().cpus)), events)?;
             wall_s += storm.wall_s;
-            killed = verdict::killer(&storm)?;
+            killed = seen_in(&storm)?;
         }
         let survived = || mutant.survives.clone().unwrap_or_else(|| "nobody knows why".into());
         Ok(Finding {
@@ -129,6 +128,7 @@ impl Lab<'_> {
             mountlab_commit: self.commit.clone(),
             trials: verdict::trials_run(&suite.events),
             wall_s,
+            confirmed: false,
             verdict: match killed {
                 Some((by, why)) => Verdict::Killed { by, why },
                 None => Verdict::Survived { why: survived() },
@@ -136,17 +136,18 @@ impl Lab<'_> {
         })
     }
 
-    /// The findings, but for mutants whose trial fails on mainline as well: such a trial is wrong, and the mutant survives.
-    fn confirmed(&self, findings: Vec<Finding>, mainline: &Kernel, events: Events<'_>) -> Result<Vec<Finding>> {
-        let trials: BTreeSet<&str> = findings.iter().filter_map(|finding| finding.verdict.trial()).collect();
-        if trials.is_empty() {
-            return Ok(findings);
+    /// Boots mainline with the trials that killed. One that fails there is wrong, and its mutant survives.
+    fn confirm(&self, findings: &mut Findings, mainline: &Kernel, events: Events<'_>) -> Result<()> {
+        let first: Vec<String> = findings.unconfirmed(self.lane).into_iter().collect();
+        let mut seen = Vec::new();
+        if !first.is_empty() {
+            let job = SuiteJob { first, only_first: true, trial_limit_s: TRIAL_LIMIT_S, ..SuiteJob::default() };
+            let log = self.boot(mainline, "confirm", Work::Suite(job), events)?;
+            log.failure().map_or(Ok(()), Err).context("mainline does not pass the trials that killed mutants")?;
+            seen = log.events;
         }
-        let first = trials.into_iter().map(str::to_owned).collect();
-        let job = SuiteJob { first, only_first: true, trial_limit_s: TRIAL_LIMIT_S, ..SuiteJob::default() };
-        let log = self.boot(mainline, "confirm", Work::Suite(job), events)?;
-        log.failure().map_or(Ok(()), Err).context("mainline does not pass the trials that killed mutants")?;
-        Ok(findings.into_iter().map(|finding| finding.held_against(&log.events)).collect())
+        findings.confirm(self.lane, &seen);
+        Ok(())
     }
 
     fn boot(&self, kernel: &Kernel, what: &str, work: Work, events: Events<'_>) -> Result<BootLog> {
@@ -166,6 +167,11 @@ impl Lab<'_> {
         };
         measure::boot_any(self.machine.as_ref(), &boot, &format!("{what} on {} ({})", kernel.name, self.lane), events)
     }
+}
+
+fn seen_in(log: &BootLog) -> Result<Option<(verdict::Killer, String)>> {
+    let console = fs::read(&log.console).unwrap_or_default();
+    verdict::killer(log, &console::judge(&String::from_utf8_lossy(&console)))
 }
 
 /// The whole suite up to the first failure, beginning with the trials that should see the mutant.

@@ -7,6 +7,7 @@ use crate::results::write_atomically;
 use anyhow::Result;
 use mount_storms::protocol::{GuestEvent, Outcome};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -35,24 +36,33 @@ pub struct Finding {
     pub trials: u64,
     /// Real time of its boots, in seconds.
     pub wall_s: f64,
+    /// Whether the trial that killed was held against mainline; a kill that was not does not count yet.
+    #[serde(default)]
+    pub confirmed: bool,
     /// What became of it.
     #[serde(flatten)]
     pub verdict: Verdict,
 }
 
 impl Finding {
+    /// Whether it counts as killed.
+    fn is_killed(&self) -> bool {
+        self.confirmed && matches!(self.verdict, Verdict::Killed { .. })
+    }
+
     /// This finding, unless the trial that killed failed, or did not run, on mainline too.
-    pub fn held_against(self, mainline: &[GuestEvent]) -> Finding {
-        let Some(trial) = self.verdict.trial() else { return self };
+    fn held_against(self, mainline: &[GuestEvent]) -> Finding {
+        let this = Finding { confirmed: true, ..self };
+        let Some(trial) = this.verdict.trial() else { return this };
         let outcome = mainline.iter().find_map(|event| match event {
             GuestEvent::Trial(result) if result.name == trial => Some(&result.outcome),
             _ => None,
         });
         match outcome {
-            Some(Outcome::Passed) => self,
+            Some(Outcome::Passed) => this,
             outcome => {
                 let why = format!("{trial} does not hold on mainline either: {outcome:?}");
-                Finding { verdict: Verdict::Survived { why }, ..self }
+                Finding { verdict: Verdict::Survived { why }, ..this }
             }
         }
     }
@@ -83,9 +93,22 @@ impl Findings {
         self.findings.sort_by(|a, b| a.mutant.cmp(&b.mutant));
     }
 
+    /// Trials that killed in this lane and were not yet held against mainline.
+    pub fn unconfirmed(&self, lane: &str) -> BTreeSet<String> {
+        let open = self.findings.iter().filter(|finding| !finding.confirmed && finding.lane == lane);
+        open.filter_map(|finding| finding.verdict.trial()).map(str::to_owned).collect()
+    }
+
+    /// Holds the findings of a lane against what mainline showed of their trials.
+    pub fn confirm(&mut self, lane: &str, mainline: &[GuestEvent]) {
+        let all = std::mem::take(&mut self.findings).into_iter();
+        let is_open = |finding: &Finding| !finding.confirmed && finding.lane == lane;
+        self.findings = all.map(|one| if is_open(&one) { one.held_against(mainline) } else { one }).collect();
+    }
+
     /// How many were killed, and how many judged.
     pub fn score(&self) -> (usize, usize) {
-        let killed = self.findings.iter().filter(|finding| matches!(finding.verdict, Verdict::Killed { .. })).count();
+        let killed = self.findings.iter().filter(|finding| finding.is_killed()).count();
         (killed, self.findings.len())
     }
 
@@ -122,8 +145,10 @@ impl Findings {
 
     fn row(&self, mutant: &Mutant) -> String {
         let finding = self.findings.iter().find(|finding| finding.mutant == mutant.name);
+        let doubt =
+            if finding.is_some_and(|finding| !finding.confirmed) { ", not yet held against mainline" } else { "" };
         let (by, seen) = match finding.map(|finding| &finding.verdict) {
-            Some(Verdict::Killed { by, why }) => (by.to_string(), why.clone()),
+            Some(Verdict::Killed { by, why }) => (by.to_string() + doubt, why.clone()),
             Some(Verdict::Survived { why }) => ("**survived**".into(), why.clone()),
             None => ("not run".into(), mutant.survives.clone().unwrap_or_default()),
         };
@@ -157,6 +182,7 @@ mod tests {
             mountlab_commit: "c".into(),
             trials: 3,
             wall_s: 1.0,
+            confirmed: true,
             verdict,
         }
     }
@@ -201,6 +227,18 @@ mod tests {
         let failed = finding("k0", true).held_against(&seen(Outcome::Failed { why: "x".into() }));
         assert!(matches!(failed.verdict, Verdict::Survived { why } if why.contains("mainline")));
         assert!(matches!(finding("k0", true).held_against(&[]).verdict, Verdict::Survived { .. }));
+    }
+
+    #[test]
+    fn a_kill_counts_when_it_is_held_against_mainline() {
+        let mut findings = found(0, 1);
+        findings.put(Finding { confirmed: false, ..finding("k0", true) });
+        assert_eq!((findings.score(), findings.unconfirmed("kasan").len()), ((0, 2), 0));
+        assert!(findings.markdown(&[mutant("k0")]).contains("| a::b, not yet held against mainline |"));
+        assert_eq!(findings.unconfirmed("lockdep"), BTreeSet::from(["a::b".to_owned()]));
+        let passed = TrialResult { name: "a::b".into(), outcome: Outcome::Passed, elapsed_ms: 1 };
+        findings.confirm("lockdep", &[GuestEvent::Trial(passed)]);
+        assert_eq!((findings.score(), findings.unconfirmed("lockdep").len()), ((1, 2), 0));
     }
 
     #[test]

@@ -67,11 +67,11 @@ impl std::fmt::Display for Killer {
     }
 }
 
-/// Who killed the kernel of a boot, and why; none if it looks whole.
+/// Who killed the kernel of a boot, and why; none if it looks whole. `splats` are what its console shows.
 ///
 /// # Errors
 /// The boot says nothing about the kernel: it was stopped, or the machine went away under a kernel that had not complained.
-pub fn killer(log: &BootLog) -> anyhow::Result<Option<(Killer, String)>> {
+pub fn killer(log: &BootLog, splats: &[String]) -> anyhow::Result<Option<(Killer, String)>> {
     if let Some(failed) = first_failure(&log.events) {
         return Ok(Some(failed));
     }
@@ -81,7 +81,8 @@ pub fn killer(log: &BootLog) -> anyhow::Result<Option<(Killer, String)>> {
     };
     Ok(match &log.end {
         End::Finished => None,
-        End::Panic(line) => Some((Killer::Panic, ended_in(line))),
+        // An oops comes first and says more than the panic that follows.
+        End::Panic(line) => Some((Killer::Panic, ended_in(splats.first().unwrap_or(line)))),
         End::Splat(lines) => Some((Killer::Splat, one_line(&lines.join(" | ")))),
         End::Hang(how) => Some((Killer::Hang, ended_in(how))),
         End::GuestFailed(how) => Some((Killer::Guest, one_line(how))),
@@ -144,7 +145,7 @@ mod tests {
             trial("c::d", failed("EBUSY\n  expected")),
             trial("e::f", failed("x")),
         ];
-        let found = killer(&log(End::Panic("later".into()), events.clone())).unwrap();
+        let found = killer(&log(End::Panic("later".into()), events.clone()), &[]).unwrap();
         assert_eq!(found, Some((Killer::Trial("c::d".into()), "EBUSY expected".into())));
         assert_eq!(trials_run(&events), 3);
     }
@@ -154,14 +155,15 @@ mod tests {
         let skipped = Outcome::Skipped { why: "one CPU".into() };
         let events = vec![trial("a::b", Outcome::Passed), trial("a::c", skipped)];
         assert_eq!(trials_run(&events), 1);
-        assert_eq!(killer(&log(End::Finished, events)).unwrap(), None);
+        assert_eq!(killer(&log(End::Finished, events), &[]).unwrap(), None);
     }
 
     #[test]
     fn panics_splats_and_hangs_kill_and_name_the_trial_they_ended_in() {
         let begun = |trial: &str| GuestEvent::Note { text: format!("{MARKER}{trial}") };
-        let found = |end| killer(&log(end, vec![begun("a::b"), begun("c::d")])).unwrap().unwrap();
-        assert_eq!(found(End::Panic("Kernel panic".into())), (Killer::Panic, "Kernel panic (in c::d)".into()));
+        let oops = ["BUG: NULL".to_owned()];
+        let found = |end| killer(&log(end, vec![begun("a::b"), begun("c::d")]), &oops).unwrap().unwrap();
+        assert_eq!(found(End::Panic("Kernel panic".into())), (Killer::Panic, "BUG: NULL (in c::d)".into()));
         assert_eq!(found(End::Hang("silent".into())), (Killer::Hang, "silent (in c::d)".into()));
         assert_eq!(found(End::Splat(vec!["a".into(), "b".into()])), (Killer::Splat, "a | b".into()));
         assert_eq!(found(End::GuestFailed("no proc".into())).0, Killer::Guest);
@@ -169,8 +171,8 @@ mod tests {
 
     #[test]
     fn a_machine_that_goes_away_says_nothing_about_the_kernel() {
-        assert!(killer(&log(End::Died("killed".into()), vec![])).is_err());
-        assert!(killer(&log(End::Interrupted, vec![])).is_err());
+        assert!(killer(&log(End::Died("killed".into()), vec![]), &[]).is_err());
+        assert!(killer(&log(End::Interrupted, vec![]), &[]).is_err());
     }
 
     #[test]
