@@ -14,6 +14,7 @@ use nix::mount::MsFlags;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 trials!("references":
     the_id_of_a_mount_in_use_is_not_given_to_another,
@@ -25,6 +26,9 @@ trials!("references":
 
 /// Mounts and umounts of a disk under a walker. Each takes some milliseconds on an emulated CPU.
 const DISK_ROUNDS: usize = 40;
+
+/// How long a walker keeps what it found.
+const WALKER_KEEPS: Duration = Duration::from_micros(200);
 
 /// The id of the mount that a file was opened through (Documentation/filesystems/proc.rst, section 3.8).
 fn mount_id_of(file: &File) -> Result<u32> {
@@ -76,8 +80,12 @@ fn a_disk_is_free_when_its_umount_returns_whoever_walks_by(s: &Scratch) -> Verdi
     requirement::ext4_on_loop()?;
     let disk = LoopDisk::with_ext4(s)?;
     s.dir("place")?;
-    // Resolved or not, a walk that comes by must not keep the mount: it takes it before the umount, which is busy then, or not at all.
-    let walk = || Ok(fs::exists(s.path("place/lost+found/..")).map(drop)?);
+    // A walk that comes by takes the mount before the umount, which is busy then, or not at all. It keeps what it found for a while.
+    let walk = || {
+        let _found = named("open(place)", File::open(s.path("place")))?;
+        std::thread::sleep(WALKER_KEEPS);
+        Ok(())
+    };
     race(walk, || {
         (0..DISK_ROUNDS).try_for_each(|_| {
             s.mount(disk.path(), "ext4", "place", "")?;

@@ -118,7 +118,7 @@ impl Lab<'_> {
             wall_s += storm.wall_s;
             killed = seen_in(&storm)?;
         }
-        let survived = || mutant.survives.clone().unwrap_or_else(|| "nobody knows why".into());
+        let survived = || mutant.survives.clone().unwrap_or_else(|| "no reason is known".into());
         Ok(Finding {
             mutant: mutant.name.clone(),
             digest: mutant.digest.clone(),
