@@ -76,7 +76,7 @@ pub fn killer(log: &BootLog, splats: &[String]) -> anyhow::Result<Option<(Killer
         return Ok(Some(failed));
     }
     let ended_in = |why: &str| match last_trial(&log.events) {
-        Some(trial) => one_line(&format!("{why} (in {trial})")),
+        Some(trial) => one_line(&format!("in {trial}: {why}")),
         None => one_line(why),
     };
     Ok(match &log.end {
@@ -163,8 +163,8 @@ mod tests {
         let begun = |trial: &str| GuestEvent::Note { text: format!("{MARKER}{trial}") };
         let oops = ["BUG: NULL".to_owned()];
         let found = |end| killer(&log(end, vec![begun("a::b"), begun("c::d")]), &oops).unwrap().unwrap();
-        assert_eq!(found(End::Panic("Kernel panic".into())), (Killer::Panic, "BUG: NULL (in c::d)".into()));
-        assert_eq!(found(End::Hang("silent".into())), (Killer::Hang, "silent (in c::d)".into()));
+        assert_eq!(found(End::Panic("Kernel panic".into())), (Killer::Panic, "in c::d: BUG: NULL".into()));
+        assert_eq!(found(End::Hang("silent".into())), (Killer::Hang, "in c::d: silent".into()));
         assert_eq!(found(End::Splat(vec!["a".into(), "b".into()])), (Killer::Splat, "a | b".into()));
         assert_eq!(found(End::GuestFailed("no proc".into())).0, Killer::Guest);
     }
