@@ -5,12 +5,14 @@ use super::statmount::unique_id;
 use super::trials;
 use anyhow::{Context, Result};
 use mount_storms::call::{Verdict, named, same};
+use mount_storms::idmap::{clear, set};
 use mount_storms::loop_disk::LoopDisk;
 use mount_storms::requirement;
 use mount_storms::scratch::Scratch;
-use mount_storms::sys::{self, STATMOUNT_MNT_BASIC};
+use mount_storms::sys::{self, MOUNT_ATTR_RDONLY, STATMOUNT_MNT_BASIC};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
+use rustix::fs::StatVfsMountFlags;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -22,10 +24,14 @@ trials!("references":
     a_parent_is_named_by_its_unique_id,
     a_disk_is_free_when_its_umount_returns_whoever_walks_by,
     a_disk_can_be_read_only_after_mounts_of_it_are_gone,
+    an_open_writer_never_sees_its_mount_turn_readonly,
 );
 
 /// Mounts and umounts of a disk under a walker. Each takes some milliseconds on an emulated CPU.
 const DISK_ROUNDS: usize = 40;
+
+/// Attempts to make a mount read-only beside a writer.
+const READONLY_ROUNDS: usize = 2000;
 
 /// How long a walker keeps what it found.
 const WALKER_KEEPS: Duration = Duration::from_micros(200);
@@ -107,4 +113,26 @@ fn a_disk_can_be_read_only_after_mounts_of_it_are_gone(s: &Scratch) -> Verdict {
     s.make("disk", MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
     s.umount("disk")?;
     s.mounted_are(&[])
+}
+
+fn an_open_writer_never_sees_its_mount_turn_readonly(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.write("disk/file", "")?;
+    let write = || match File::options().write(true).open(s.path("disk/file")) {
+        Ok(file) => {
+            let flags = named("fstatvfs", rustix::fs::fstatvfs(&file))?.f_flag;
+            same("read-only under an open writer", flags.contains(StatVfsMountFlags::RDONLY), false)
+        }
+        Err(error) => same("why a writer is refused", error.raw_os_error(), Some(Errno::EROFS as i32)),
+    };
+    race(write, || {
+        (0..READONLY_ROUNDS).try_for_each(|_| match s.setattr("disk", 0, &set(MOUNT_ATTR_RDONLY)) {
+            Ok(()) => {
+                // Long enough for a writer that slipped in to look.
+                std::thread::yield_now();
+                Ok(s.setattr("disk", 0, &clear(MOUNT_ATTR_RDONLY))?)
+            }
+            Err(refusal) => same("why read-only is refused", refusal.errno, Errno::EBUSY),
+        })
+    })
 }
