@@ -31,7 +31,7 @@ trials!("references":
 const DISK_ROUNDS: usize = 40;
 
 /// Attempts to make a mount read-only beside a writer.
-const READONLY_ROUNDS: usize = 2000;
+const READONLY_ROUNDS: usize = 20_000;
 
 /// How long a walker keeps what it found.
 const WALKER_KEEPS: Duration = Duration::from_micros(200);

@@ -81,7 +81,9 @@ impl Findings {
     pub fn load(path: &Path, mutants: &[Mutant]) -> Findings {
         let text = fs::read_to_string(path).unwrap_or_default();
         let stored = serde_json::from_str::<Findings>(&text).ok().filter(|stored| stored.version == VERSION);
-        let is_current = |finding: &Finding| mutants.iter().any(|mutant| mutant.digest == finding.digest);
+        let is_of =
+            |finding: &Finding, mutant: &Mutant| (&mutant.digest, &mutant.lane) == (&finding.digest, &finding.lane);
+        let is_current = |finding: &Finding| mutants.iter().any(|mutant| is_of(finding, mutant));
         let findings = stored.map(|stored| stored.findings).unwrap_or_default();
         Findings { version: VERSION, findings: findings.into_iter().filter(is_current).collect() }
     }
