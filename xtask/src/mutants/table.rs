@@ -151,7 +151,10 @@ impl Findings {
             if finding.is_some_and(|finding| !finding.confirmed) { ", not yet held against mainline" } else { "" };
         let (by, seen) = match finding.map(|finding| &finding.verdict) {
             Some(Verdict::Killed { by, why }) => (by.to_string() + doubt, why.clone()),
-            Some(Verdict::Survived { why }) => ("**survived**".into(), why.clone()),
+            Some(Verdict::Survived { why }) => {
+                // What is known of it by now says more than what was known then.
+                ("**survived**".into(), mutant.survives.clone().unwrap_or_else(|| why.clone()))
+            }
             None => ("not run".into(), mutant.survives.clone().unwrap_or_default()),
         };
         let cells = [&mutant.name, &mutant.breaks, &mutant.lane, &by, &seen].map(|text| text.replace('|', "\\|"));
