@@ -8,6 +8,7 @@ use mount_storms::scratch::{Scratch, through};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::mount::OpenTreeFlags;
 use std::env::set_current_dir;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -20,6 +21,7 @@ trials!("covers":
     a_locked_child_inside_refuses_a_clone_whatever_is_locked_outside,
     a_mount_that_reaches_a_taken_place_slips_beneath_what_is_there,
     a_walker_never_sees_what_slips_beneath,
+    a_mount_whose_top_is_gone_slips_beneath_another,
 );
 
 /// Mounts slipped beneath another, while a walker looks at it. Each makes the next walk longer.
@@ -119,4 +121,15 @@ fn polled(act: impl FnOnce() -> Verdict) -> Verdict {
         over.store(true, Ordering::Relaxed);
         result
     })
+}
+
+fn a_mount_whose_top_is_gone_slips_beneath_another(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.write("disk/who", "the disk")?;
+    s.tmpfs("disk")?;
+    s.umount("disk")?;
+    s.tmpfs("place")?;
+    s.attach_beneath(s.open_tree("disk", OpenTreeFlags::empty())?, "place")?;
+    s.umount("place")?;
+    same("what was beneath", s.read("place/who")?, "the disk")
 }
