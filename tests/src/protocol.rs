@@ -233,6 +233,15 @@ pub struct SuiteJob {
     pub filter: Option<String>,
     /// Limit for one trial, in seconds.
     pub trial_limit_s: u32,
+    /// Full names of trials that run before all others: those most likely to fail.
+    #[serde(default)]
+    pub first: Vec<String>,
+    /// Run no trial but those.
+    #[serde(default)]
+    pub only_first: bool,
+    /// Whether the first trial that fails is the last that runs; a note names each as it begins.
+    #[serde(default)]
+    pub until_failure: bool,
     /// Kernel selftests to run after the trials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selftests: Option<SelftestJob>,

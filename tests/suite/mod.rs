@@ -1,6 +1,7 @@
 //! The suite: every trial by area, and their run in one kernel.
 
 mod beneath;
+mod covers;
 mod detached;
 mod devices;
 mod disturbed_storms;
@@ -20,17 +21,23 @@ mod overlay;
 mod pivot_root;
 mod propagation;
 mod races;
+mod receivers;
+mod references;
 mod remount;
 mod statmount;
 mod umount;
 mod walks;
+mod watchers;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, ColorSetting, Completion, Failed};
+use mount_storms::kmsg::MARKER;
 use mount_storms::protocol::{GuestEvent, Outcome, SuiteJob, TrialResult};
 use mount_storms::selftest;
 use mount_storms::trial::{Trial, run_here, run_watched};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -73,6 +80,10 @@ const AREAS: &[&[Trial]] = &[
     disturbed_storms::TRIALS,
     mount_events::TRIALS,
     faults::TRIALS,
+    covers::TRIALS,
+    receivers::TRIALS,
+    references::TRIALS,
+    watchers::TRIALS,
 ];
 
 /// Runs the trials that `job` names, one after the other, each in a process of its own, and emits each outcome. A trial that
@@ -81,21 +92,21 @@ const AREAS: &[&[Trial]] = &[
 /// # Errors
 /// When the job names no trial, or gives none of them any time.
 pub fn run(job: &SuiteJob, emit: &dyn Fn(GuestEvent)) -> Result<()> {
-    let chosen: Vec<Trial> =
-        all().filter(|trial| trial.name.contains(job.filter.as_deref().unwrap_or_default())).collect();
-    ensure!(!chosen.is_empty(), "no trial's name contains {:?}", job.filter.as_deref().unwrap_or_default());
+    let chosen = chosen(job)?;
     ensure!(job.trial_limit_s > 0, "a trial_limit_s of 0 gives no trial any time");
     let limit = Duration::from_secs(job.trial_limit_s.into());
     let total = chosen.len() as u64;
-    let (sender, results) = channel();
-    let mimicked = chosen.into_iter().map(|trial| mimic(trial, limit, sender.clone())).collect();
+    let (sender, heard) = channel();
+    let over = Arc::new(AtomicBool::new(false));
+    let last_failure = job.until_failure.then_some(&over);
+    let mimicked = chosen.into_iter().map(|trial| mimic(trial, limit, sender.clone(), last_failure.cloned())).collect();
     drop(sender);
     std::thread::scope(|scope| {
         // One at a time: the kernel's log is attributed to the trial that runs. No colours: what a guest prints is a log.
         let color = Some(ColorSetting::Never);
         let arguments = Arguments { test_threads: Some(1), color, ..Arguments::default() };
         scope.spawn(move || libtest_mimic::run(&arguments, mimicked));
-        report(&results, total, |_| true, emit);
+        report(&heard, total, |_| true, emit);
     });
     Ok(())
 }
@@ -108,9 +119,13 @@ pub fn any(job: &SuiteJob) -> bool {
 /// Runs selftests, one after the other, and emits the outcome of each case and of each program.
 pub fn run_selftests(programs: &[selftest::Program], limit: Duration, emit: &dyn Fn(GuestEvent)) {
     let (sender, results) = channel();
-    let run = move |program| selftest::run(program, limit).into_iter().try_for_each(|result| sender.send(result));
+    let run = move || {
+        let results = programs.iter().flat_map(|program| selftest::run(program, limit));
+        // The receiver outlives the sender.
+        results.for_each(|result| drop(sender.send(GuestEvent::Trial(result))));
+    };
     std::thread::scope(|scope| {
-        scope.spawn(move || programs.iter().try_for_each(run));
+        scope.spawn(run);
         report(&results, programs.len() as u64, |result| !selftest::is_case(&result.name), emit);
     });
 }
@@ -130,11 +145,42 @@ fn all() -> impl Iterator<Item = Trial> {
     AREAS.iter().copied().flatten().copied()
 }
 
-fn mimic(trial: Trial, limit: Duration, results: Sender<TrialResult>) -> libtest_mimic::Trial {
+/// The trials of a job, in the order in which they run.
+fn chosen(job: &SuiteJob) -> Result<Vec<Trial>> {
+    let filter = job.filter.as_deref().unwrap_or_default();
+    let is_first = |trial: &Trial| job.first.iter().any(|name| name == trial.name);
+    let mut chosen: Vec<Trial> = all().filter(|trial| trial.name.contains(filter)).collect();
+    ensure!(!chosen.is_empty(), "no trial's name contains {filter:?}");
+    for name in &job.first {
+        ensure!(chosen.iter().any(|trial| trial.name == name), "there is no trial {name:?} to run first");
+    }
+    chosen.retain(|trial| !job.only_first || is_first(trial));
+    chosen.sort_by_key(|trial| !is_first(trial));
+    Ok(chosen)
+}
+
+/// `over`, if there is one, is set by the first trial that fails; the trials after it do not run.
+fn mimic(
+    trial: Trial,
+    limit: Duration,
+    events: Sender<GuestEvent>,
+    over: Option<Arc<AtomicBool>>,
+) -> libtest_mimic::Trial {
     libtest_mimic::Trial::ignorable_test(trial.name, move || {
+        if over.as_ref().is_some_and(|over| over.load(Ordering::Relaxed)) {
+            return Ok(Completion::ignored_with("a trial before it failed"));
+        }
+        if over.is_some() {
+            // Whoever waits for a failure wants to know what ran when the kernel failed.
+            let begun = GuestEvent::Note { text: format!("{MARKER}{}", trial.name) };
+            events.send(begun).map_err(|_| Failed::from("nobody waits for the outcome"))?;
+        }
         let result = run_watched(trial.name, limit);
         let outcome = result.outcome.clone();
-        results.send(result).map_err(|_| Failed::from("nobody waits for the outcome"))?;
+        if let (Outcome::Failed { .. }, Some(over)) = (&outcome, &over) {
+            over.store(true, Ordering::Relaxed);
+        }
+        events.send(GuestEvent::Trial(result)).map_err(|_| Failed::from("nobody waits for the outcome"))?;
         match outcome {
             Outcome::Passed => Ok(Completion::Completed),
             Outcome::Skipped { why } => Ok(Completion::ignored_with(why)),
@@ -143,14 +189,14 @@ fn mimic(trial: Trial, limit: Duration, results: Sender<TrialResult>) -> libtest
     })
 }
 
-/// Emits results as they come, and how many of `total` are done.
-fn report(results: &Receiver<TrialResult>, total: u64, counts: fn(&TrialResult) -> bool, emit: &dyn Fn(GuestEvent)) {
+/// Emits events as they come, and how many of `total` are done.
+fn report(events: &Receiver<GuestEvent>, total: u64, counts: fn(&TrialResult) -> bool, emit: &dyn Fn(GuestEvent)) {
     let mut done = 0;
     loop {
-        match results.recv_timeout(PROGRESS) {
-            Ok(result) => {
-                done += u64::from(counts(&result));
-                emit(GuestEvent::Trial(result));
+        match events.recv_timeout(PROGRESS) {
+            Ok(event) => {
+                done += u64::from(matches!(&event, GuestEvent::Trial(result) if counts(result)));
+                emit(event);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
@@ -183,5 +229,27 @@ mod tests {
     #[test]
     fn a_job_without_time_is_an_error() {
         assert!(run(&SuiteJob::default(), &|_| {}).is_err());
+    }
+
+    #[test]
+    fn trials_named_first_run_first_or_alone() {
+        let names = |job: &SuiteJob| -> Vec<&str> { chosen(job).unwrap().iter().map(|trial| trial.name).collect() };
+        let last = all().last().unwrap().name;
+        let mut job = SuiteJob { first: vec![last.into()], ..SuiteJob::default() };
+        assert_eq!((names(&job)[0], names(&job).len()), (last, all().count()));
+        job.only_first = true;
+        assert_eq!(names(&job), [last]);
+        job.first.push("nowhere::to_be_found".into());
+        assert!(chosen(&job).is_err());
+    }
+
+    #[test]
+    fn mutants_name_trials_that_exist() {
+        for entry in std::fs::read_dir("../kernel-patches/mutants").unwrap().flatten() {
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            for name in text.lines().filter_map(|line| line.strip_prefix("Seen-by: ")) {
+                assert!(all().any(|trial| trial.name == name), "{}: {name}", entry.path().display());
+            }
+        }
     }
 }

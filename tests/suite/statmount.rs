@@ -27,7 +27,7 @@ trials!("statmount":
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// The unique id of the mount at a path.
-fn unique_id(s: &Scratch, name: &str) -> Call<u64> {
+pub(super) fn unique_id(s: &Scratch, name: &str) -> Call<u64> {
     let mask = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
     named(format!("statx({name})"), rustix::fs::statx(CWD, s.path(name), AtFlags::empty(), mask)).map(|s| s.stx_mnt_id)
 }

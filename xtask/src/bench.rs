@@ -180,7 +180,7 @@ pub fn topology(flags: &MachineFlags, cpus: Option<u32>) -> Result<Topology> {
 }
 
 /// Commit of the checkout, with "-dirty" when it has changes.
-fn commit_of(root: &Path) -> String {
+pub fn commit_of(root: &Path) -> String {
     let describe = || -> Result<String> {
         let shell = Shell::new()?;
         let git = cmd!(shell, "git -C {root} describe --always --dirty --abbrev=12 --exclude=*");

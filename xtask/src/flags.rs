@@ -172,6 +172,12 @@ pub struct TestFlags {
     /// Leave out the kernel's own selftests for mounts, which run after the suite
     #[arg(long)]
     pub no_selftests: bool,
+    /// Test the suite itself: boot each kernel of kernel-patches/mutants/ of this lane, say what killed it, write results/mutants.md
+    #[arg(long, conflicts_with_all = ["filter", "no_guests"])]
+    pub mutants: bool,
+    /// Only these mutants; what became of the others is kept from the last run
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...", requires = "mutants")]
+    pub mutant: Vec<String>,
     #[command(flatten)]
     pub machine: MachineFlags,
     #[command(flatten)]

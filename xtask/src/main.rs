@@ -14,6 +14,7 @@ mod kernel;
 mod known;
 mod machine;
 mod measure;
+mod mutants;
 mod plan;
 mod process;
 mod profile;
@@ -56,6 +57,7 @@ fn run(flags: &Flags, events: Events<'_>) -> Result<Exit> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
     match &flags.command {
         Command::Bench(flags) => bench::bench(flags, &root, events),
+        Command::Test(flags) if flags.mutants => mutants::mutants(flags, &root, events),
         Command::Test(flags) => test::test(flags, &root, events),
         Command::Profile(flags) => profile::profile(flags, &root, events),
         Command::Selfcheck(flags) => selfcheck::selfcheck(flags, &root, events),

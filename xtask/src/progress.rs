@@ -3,6 +3,7 @@
 use crate::event::{Event, Listener};
 use crate::machine::End;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use mount_storms::kmsg::MARKER;
 use mount_storms::protocol::{GuestEvent, Outcome};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -81,6 +82,8 @@ fn line(event: &Event) -> Option<String> {
 fn guest_line(boot: &str, event: &GuestEvent) -> Option<String> {
     Some(match event {
         GuestEvent::Hello { kernel_release, cpus, .. } => format!("{boot}: Linux {kernel_release} on {cpus} CPUs"),
+        // For the log of events: a line per trial is too many for a screen.
+        GuestEvent::Note { text } if text.starts_with(MARKER) => return None,
         GuestEvent::Note { text } => format!("{boot}: {text}"),
         GuestEvent::Progress { done, total, unit } => format!("{boot}: {}", share(*done, Some(*total), unit)),
         GuestEvent::Trial(trial) => match &trial.outcome {

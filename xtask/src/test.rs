@@ -244,7 +244,12 @@ fn suite(
     let selftests_job =
         selftests.map(|built| SelftestJob { folder: built.programs.clone(), limit_s: SELFTEST_LIMIT_S * slower });
     let filter = flags.filter.clone();
-    let work = Work::Suite(SuiteJob { filter, trial_limit_s: TRIAL_LIMIT_S * slower, selftests: selftests_job });
+    let work = Work::Suite(SuiteJob {
+        filter,
+        trial_limit_s: TRIAL_LIMIT_S * slower,
+        selftests: selftests_job,
+        ..SuiteJob::default()
+    });
     let job = Job { protocol: PROTOCOL, seed: 1, work };
     let boot = Boot {
         kernel: Some(kernel),

@@ -25,7 +25,7 @@ pub struct Checked {
 
 impl std::fmt::Display for Checked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} patches in form, clean and applying; {} mutants applying", self.patches, self.mutants)
+        write!(f, "{} patches in form, clean and applying; {} mutants in form and applying", self.patches, self.mutants)
     }
 }
 
@@ -42,7 +42,12 @@ pub fn check(catalog: &Catalog, base: &BaseTree, events: Events<'_>) -> Result<C
         checked.patches += patches.len();
     }
     for slug in series::slugs_in(&catalog.mutants()) {
-        applies(&[series::read_patch(&catalog.mutants(), &slug)?], base)?;
+        let patch = series::read_patch(&catalog.mutants(), &slug)?;
+        let faults = mutant_faults(&patch);
+        if !faults.is_empty() {
+            return Err(Failure::error(Exit::Regression, format!("mutants:\n  {}", faults.join("\n  "))));
+        }
+        applies(&[patch], base)?;
         checked.mutants += 1;
     }
     Ok(checked)
@@ -63,6 +68,14 @@ pub fn in_form(queue: &Path) -> Result<Vec<Patch>> {
         }
     }
     Err(Failure::error(Exit::Regression, format!("{}:\n  {}", queue.display(), faults.join("\n  "))))
+}
+
+/// What is wrong with the form of a mutant. Its code is meant to be wrong, so checkpatch does not look at it.
+fn mutant_faults(patch: &Patch) -> Vec<String> {
+    let message: Vec<&str> = patch.text.lines().take_while(|line| *line != "---").collect();
+    let said = ["Breaks: ", "A plausible mistake "];
+    let unsaid = said.iter().filter(|said| !message.iter().any(|line| line.starts_with(**said)));
+    patch.faults().into_iter().chain(unsaid.map(|said| format!("{}.patch: no line `{said}...`", patch.slug))).collect()
 }
 
 fn applies(patches: &[Patch], base: &BaseTree) -> Result<()> {
@@ -116,6 +129,14 @@ mod tests {
         assert!(error.to_string().contains("b.patch: no Signed-off-by"), "{error}");
         let error = in_form(queue(&[("series", "a.patch\n")]).path()).unwrap_err();
         assert!(error.to_string().contains("series lists a.patch, which is not there"), "{error}");
+    }
+
+    #[test]
+    fn a_mutant_says_what_it_breaks_and_why_somebody_might() {
+        let faults = mutant_faults(&Patch::parse("m", PATCH).unwrap());
+        assert_eq!(faults, ["m.patch: no line `Breaks: ...`", "m.patch: no line `A plausible mistake ...`"]);
+        let told = PATCH.replace("\n\nSigned", "\n\nBreaks: x\nA plausible mistake when y.\nSigned");
+        assert!(mutant_faults(&Patch::parse("m", &told).unwrap()).is_empty());
     }
 
     #[test]

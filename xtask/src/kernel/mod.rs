@@ -149,6 +149,16 @@ impl Workshop<'_> {
         Ok(BUILD_ONLY.to_vec())
     }
 
+    /// Every mutant: its name, and the whole mail of its patch.
+    ///
+    /// # Errors
+    /// A patch cannot be read.
+    pub fn mutants(&self) -> Result<Vec<(String, String)>> {
+        let dir = Catalog::load(self.root)?.mutants();
+        let read = |slug: String| series::read_patch(&dir, &slug).map(|patch| (slug, patch.text));
+        series::slugs_in(&dir).into_iter().map(read).collect()
+    }
+
     /// What there is, and what is built.
     ///
     /// # Errors
@@ -194,6 +204,11 @@ pub fn save(root: &Path, dir: &Path) -> Result<usize> {
 fn queue_of_patched(root: &Path) -> Result<PathBuf> {
     let missing = || Failure::error(Exit::Usage, "kernels.toml defines no kernel with a series");
     Catalog::load(root)?.queues().into_iter().next().ok_or_else(missing)
+}
+
+/// A short hash of a text.
+pub fn digest_of(text: &str) -> String {
+    digest::key([text])
 }
 
 /// The kernel that runs now, for the `host` machine.

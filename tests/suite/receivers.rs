@@ -1,0 +1,85 @@
+//! Who receives a mount and who an umount, where it is easily forgotten: at the edge of a peer, and behind one that is gone.
+
+use super::trials;
+use mount_storms::call::{Refused, Verdict, same};
+use mount_storms::scratch::Scratch;
+use nix::errno::Errno;
+use nix::mount::MsFlags;
+
+trials!("receivers":
+    a_mount_reaches_a_peer_that_was_bound_from_its_very_place,
+    slaves_of_an_umounted_mount_hear_its_master,
+    slaves_of_an_umounted_peer_hear_the_others,
+    a_busy_original_refuses_the_umount_of_its_copy,
+    an_umount_of_any_copy_takes_all,
+);
+
+/// A shared mount at "parent".
+fn shared_parent(s: &Scratch) -> Verdict {
+    s.tmpfs("parent")?;
+    Ok(s.make("parent", MsFlags::MS_SHARED)?)
+}
+
+/// A slave of the mount at one place, at another.
+fn slave_of(s: &Scratch, master: &str, at: &str) -> Verdict {
+    s.bind(master, at)?;
+    Ok(s.make(at, MsFlags::MS_SLAVE)?)
+}
+
+fn a_mount_reaches_a_peer_that_was_bound_from_its_very_place(s: &Scratch) -> Verdict {
+    shared_parent(s)?;
+    s.dir("parent/seen")?;
+    s.bind("parent/seen", "peer")?;
+    s.tmpfs("parent/seen")?;
+    s.write("parent/seen/file", "content")?;
+    same("mounts at the peer", s.mounts_at("peer")?, 2)?;
+    same("the file at the peer", s.read("peer/file")?, "content")?;
+    s.umount("parent/seen")?;
+    s.mounted_are(&["parent", "peer"])
+}
+
+fn slaves_of_an_umounted_mount_hear_its_master(s: &Scratch) -> Verdict {
+    shared_parent(s)?;
+    slave_of(s, "parent", "middle")?;
+    s.make("middle", MsFlags::MS_SHARED)?;
+    slave_of(s, "middle", "last")?;
+    s.umount("middle")?;
+    same("the last one's master", s.mount_at("last")?.master, s.mount_at("parent")?.shared)?;
+    s.tmpfs("parent/disk")?;
+    s.mounted_are(&["parent", "last", "parent/disk", "last/disk"])
+}
+
+fn slaves_of_an_umounted_peer_hear_the_others(s: &Scratch) -> Verdict {
+    shared_parent(s)?;
+    s.bind("parent", "peer")?;
+    slave_of(s, "peer", "slave")?;
+    s.umount("peer")?;
+    s.tmpfs("parent/disk")?;
+    s.mounted_are(&["parent", "slave", "parent/disk", "slave/disk"])
+}
+
+fn a_busy_original_refuses_the_umount_of_its_copy(s: &Scratch) -> Verdict {
+    shared_parent(s)?;
+    s.bind("parent", "peer")?;
+    s.tmpfs("parent/disk")?;
+    let file = s.open_writer("parent/disk/file")?;
+    s.umount("peer/disk").refused_with(Errno::EBUSY)?;
+    s.mounted_are(&["parent", "peer", "parent/disk", "peer/disk"])?;
+    drop(file);
+    s.umount("peer/disk")?;
+    s.mounted_are(&["parent", "peer"])
+}
+
+fn an_umount_of_any_copy_takes_all(s: &Scratch) -> Verdict {
+    shared_parent(s)?;
+    s.bind("parent", "peer")?;
+    slave_of(s, "parent", "slave")?;
+    for copy in ["parent/disk", "peer/disk"] {
+        for mounted in ["parent/disk", "peer/disk"] {
+            s.tmpfs(mounted)?;
+            s.umount(copy)?;
+            s.mounted_are(&["parent", "peer", "slave"])?;
+        }
+    }
+    Ok(())
+}

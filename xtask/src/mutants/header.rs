@@ -1,0 +1,90 @@
+//! What the message of a mutant says of it, beside its diff.
+
+use crate::failure::{Exit, Failure};
+use anyhow::Result;
+
+/// The lane of a mutant whose message names none.
+pub const DEFAULT_LANE: &str = "lockdep";
+
+/// A kernel broken on purpose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutant {
+    /// File name without `.patch`.
+    pub name: String,
+    /// What is broken, as its users see it.
+    pub breaks: String,
+    /// The kconfig fragment under which it can be seen (`Lane:`).
+    pub lane: String,
+    /// Full names of trials that should see it (`Seen-by:`, any number): they run first.
+    pub seen_by: Vec<String>,
+    /// Why nothing kills it, where that is known (`Survives:`).
+    pub survives: Option<String>,
+    /// Hash of its diff: what was found of another diff by this name counts no more.
+    pub digest: String,
+}
+
+/// The mutant of a patch.
+///
+/// # Errors
+/// Its message does not say what it breaks.
+pub fn parse(name: &str, mail: &str) -> Result<Mutant> {
+    let message: Vec<&str> = mail.lines().take_while(|line| *line != "---").collect();
+    let values =
+        |key: &str| -> Vec<String> { message.iter().filter_map(|line| line.strip_prefix(key)).map(trimmed).collect() };
+    let Some(breaks) = paragraph(&message, "Breaks: ") else {
+        let why = format!("kernel-patches/mutants/{name}.patch: its message has no line `Breaks: ...`");
+        return Err(Failure::error(Exit::Regression, why));
+    };
+    Ok(Mutant {
+        name: name.to_owned(),
+        breaks,
+        lane: values("Lane: ").pop().unwrap_or_else(|| DEFAULT_LANE.into()),
+        seen_by: values("Seen-by: "),
+        survives: paragraph(&message, "Survives: "),
+        digest: crate::kernel::digest_of(mail.find("\ndiff --git").map_or("", |at| &mail[at..])),
+    })
+}
+
+fn trimmed(text: &str) -> String {
+    text.trim().to_owned()
+}
+
+/// The rest of the line that begins with `key`, and of those below it up to an empty one or the next that says something else.
+fn paragraph(message: &[&str], key: &str) -> Option<String> {
+    let from = message.iter().position(|line| line.starts_with(key))?;
+    let is_other = |line: &&&str| line.is_empty() || line.starts_with("A plausible") || is_header(line);
+    let below = message[from + 1..].iter().take_while(|line| !is_other(line));
+    let words = std::iter::once(&message[from][key.len()..]).chain(below.copied());
+    Some(words.map(str::trim).collect::<Vec<_>>().join(" "))
+}
+
+fn is_header(line: &str) -> bool {
+    ["Lane: ", "Seen-by: ", "Survives: ", "Signed-off-by: "].iter().any(|key| line.starts_with(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAIL: &str = "Subject: [PATCH] mutant: x\n\nBreaks: the disk stays\nbusy for ever.\nA plausible mistake when y.\n\n\
+        Lane: kasan\nSeen-by: umount::a_b\nSeen-by: races::c_d\nSurvives: the window is\nnever met.\nSigned-off-by: A\n---\n\
+        Lane: of the diff\n\ndiff --git a b\n";
+
+    #[test]
+    fn a_message_says_what_breaks_and_who_sees_it() {
+        let mutant = parse("m", MAIL).unwrap();
+        assert_eq!((mutant.breaks.as_str(), mutant.lane.as_str()), ("the disk stays busy for ever.", "kasan"));
+        assert_eq!(mutant.seen_by, ["umount::a_b", "races::c_d"]);
+        assert_eq!(mutant.survives.as_deref(), Some("the window is never met."));
+        assert_eq!(mutant.digest, parse("m", &MAIL.replace("kasan", "kcsan")).unwrap().digest);
+        assert_ne!(mutant.digest, parse("m", &(MAIL.to_owned() + "+x\n")).unwrap().digest);
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_default_but_for_what_breaks() {
+        let mutant = parse("m", "\nBreaks: it\nSigned-off-by: A\n---\n").unwrap();
+        assert_eq!((mutant.lane.as_str(), mutant.seen_by.len(), mutant.survives), (DEFAULT_LANE, 0, None));
+        let error = parse("m", &MAIL.replace("Breaks", "Mends")).unwrap_err();
+        assert!(error.to_string().contains("m.patch: its message has no line `Breaks"), "{error}");
+    }
+}

@@ -1,0 +1,255 @@
+//! What was found of all mutants: a file for programs, and a table for people.
+
+use super::header::Mutant;
+use super::verdict::Verdict;
+use crate::machine::MachineInfo;
+use crate::results::write_atomically;
+use anyhow::Result;
+use mount_storms::protocol::{GuestEvent, Outcome};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Version of `mutants.json`.
+const VERSION: u32 = 1;
+
+/// Of so many mutants that were judged, [`KILLED_OF`].1, so many must be killed.
+const KILLED_OF: (usize, usize) = (18, 20);
+
+/// What was found of one mutant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Its name.
+    pub mutant: String,
+    /// Of its patch, see [`Mutant::digest`].
+    pub digest: String,
+    /// The kconfig fragment of its kernel.
+    pub lane: String,
+    /// Its kernel's key.
+    pub kernel: String,
+    /// The machine it was booted on.
+    pub machine: MachineInfo,
+    /// mountlab's own commit.
+    pub mountlab_commit: String,
+    /// Trials that ran until it was judged.
+    pub trials: u64,
+    /// Real time of its boots, in seconds.
+    pub wall_s: f64,
+    /// Whether the trial that killed was held against mainline; a kill that was not does not count yet.
+    #[serde(default)]
+    pub confirmed: bool,
+    /// What became of it.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+impl Finding {
+    /// Whether it counts as killed.
+    fn is_killed(&self) -> bool {
+        self.confirmed && matches!(self.verdict, Verdict::Killed { .. })
+    }
+
+    /// This finding, unless the trial that killed failed, or did not run, on mainline too.
+    fn held_against(self, mainline: &[GuestEvent]) -> Finding {
+        let this = Finding { confirmed: true, ..self };
+        let Some(trial) = this.verdict.trial() else { return this };
+        let outcome = mainline.iter().find_map(|event| match event {
+            GuestEvent::Trial(result) if result.name == trial => Some(&result.outcome),
+            _ => None,
+        });
+        match outcome {
+            Some(Outcome::Passed) => this,
+            outcome => {
+                let why = format!("{trial} does not hold on mainline either: {outcome:?}");
+                Finding { verdict: Verdict::Survived { why }, ..this }
+            }
+        }
+    }
+}
+
+/// `mutants.json`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Findings {
+    version: u32,
+    /// One per mutant that was judged, by name.
+    pub findings: Vec<Finding>,
+}
+
+impl Findings {
+    /// What earlier runs found of these mutants as they are now. A file that is not there or of another version says nothing.
+    pub fn load(path: &Path, mutants: &[Mutant]) -> Findings {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let stored = serde_json::from_str::<Findings>(&text).ok().filter(|stored| stored.version == VERSION);
+        let is_of =
+            |finding: &Finding, mutant: &Mutant| (&mutant.digest, &mutant.lane) == (&finding.digest, &finding.lane);
+        let is_current = |finding: &Finding| mutants.iter().any(|mutant| is_of(finding, mutant));
+        let findings = stored.map(|stored| stored.findings).unwrap_or_default();
+        Findings { version: VERSION, findings: findings.into_iter().filter(is_current).collect() }
+    }
+
+    /// Puts a finding in, in place of an earlier one of the same mutant.
+    pub fn put(&mut self, finding: Finding) {
+        self.findings.retain(|earlier| earlier.mutant != finding.mutant);
+        self.findings.push(finding);
+        self.findings.sort_by(|a, b| a.mutant.cmp(&b.mutant));
+    }
+
+    /// Trials that killed in this lane and were not yet held against mainline.
+    pub fn unconfirmed(&self, lane: &str) -> BTreeSet<String> {
+        let open = self.findings.iter().filter(|finding| !finding.confirmed && finding.lane == lane);
+        open.filter_map(|finding| finding.verdict.trial()).map(str::to_owned).collect()
+    }
+
+    /// Holds the findings of a lane against what mainline showed of their trials.
+    pub fn confirm(&mut self, lane: &str, mainline: &[GuestEvent]) {
+        let all = std::mem::take(&mut self.findings).into_iter();
+        let is_open = |finding: &Finding| !finding.confirmed && finding.lane == lane;
+        self.findings = all.map(|one| if is_open(&one) { one.held_against(mainline) } else { one }).collect();
+    }
+
+    /// How many were killed, and how many judged.
+    pub fn score(&self) -> (usize, usize) {
+        let killed = self.findings.iter().filter(|finding| finding.is_killed()).count();
+        (killed, self.findings.len())
+    }
+
+    /// Whether enough of those judged were killed, and any were.
+    pub fn enough(&self) -> bool {
+        let (killed, judged) = self.score();
+        judged > 0 && killed * KILLED_OF.1 >= judged * KILLED_OF.0
+    }
+
+    /// Writes `mutants.json` and `mutants.md` into a folder.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write(&self, dir: &Path, mutants: &[Mutant]) -> Result<()> {
+        write_atomically(&dir.join("mutants.json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
+        write_atomically(&dir.join("mutants.md"), &self.markdown(mutants))
+    }
+
+    fn markdown(&self, mutants: &[Mutant]) -> String {
+        let head = "# Mutants\n\nGenerated by `cargo xtask test --mutants`; do not edit.\n\nEach is a kernel that is broken on purpose \
+            (kernel-patches/mutants/). A trial that killed one holds on mainline, in the same guest.\n\n\
+            | mutant | what breaks | lane | killed by | what was seen |\n|---|---|---|---|---|\n";
+        let rows: String = mutants.iter().map(|mutant| self.row(mutant)).collect();
+        format!("{head}{rows}\n{}\n", self.summary(mutants))
+    }
+
+    /// "21 of 23 mutants killed; 2 were not run".
+    pub fn summary(&self, mutants: &[Mutant]) -> String {
+        let (killed, judged) = self.score();
+        let not_run = mutants.len().saturating_sub(judged);
+        let rest = if not_run > 0 { format!("; {not_run} were not run") } else { String::new() };
+        format!("{killed} of {judged} mutants killed, at least {} of {} must be{rest}", KILLED_OF.0, KILLED_OF.1)
+    }
+
+    fn row(&self, mutant: &Mutant) -> String {
+        let finding = self.findings.iter().find(|finding| finding.mutant == mutant.name);
+        let doubt =
+            if finding.is_some_and(|finding| !finding.confirmed) { ", not yet held against mainline" } else { "" };
+        let (by, seen) = match finding.map(|finding| &finding.verdict) {
+            Some(Verdict::Killed { by, why }) => (by.to_string() + doubt, why.clone()),
+            Some(Verdict::Survived { why }) => {
+                // What is known of it by now says more than what was known then.
+                ("**survived**".into(), mutant.survives.clone().unwrap_or_else(|| why.clone()))
+            }
+            None => ("not run".into(), mutant.survives.clone().unwrap_or_default()),
+        };
+        let cells = [&mutant.name, &mutant.breaks, &mutant.lane, &by, &seen].map(|text| text.replace('|', "\\|"));
+        format!("| {} |\n", cells.join(" | "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::verdict::Killer;
+    use super::*;
+    use mount_storms::protocol::TrialResult;
+
+    fn mutant(name: &str) -> Mutant {
+        super::super::header::parse(name, &format!("Breaks: a | b\n---\n\ndiff --git {name}\n")).unwrap()
+    }
+
+    fn finding(name: &str, is_killed: bool) -> Finding {
+        let verdict = match is_killed {
+            true => Verdict::Killed { by: Killer::Trial("a::b".into()), why: "EBUSY".into() },
+            false => Verdict::Survived { why: "unseen".into() },
+        };
+        let machine = crate::results::fixture::run(&[]).manifest.machine;
+        Finding {
+            mutant: name.into(),
+            digest: mutant(name).digest,
+            lane: "lockdep".into(),
+            kernel: "k".into(),
+            machine,
+            mountlab_commit: "c".into(),
+            trials: 3,
+            wall_s: 1.0,
+            confirmed: true,
+            verdict,
+        }
+    }
+
+    fn found(killed: usize, survived: usize) -> Findings {
+        let mut findings = Findings { version: VERSION, findings: vec![] };
+        (0..killed).for_each(|n| findings.put(finding(&format!("k{n}"), true)));
+        (0..survived).for_each(|n| findings.put(finding(&format!("s{n}"), false)));
+        findings
+    }
+
+    #[test]
+    fn nine_of_ten_must_be_killed() {
+        assert!(found(18, 2).enough() && found(9, 1).enough());
+        assert!(!found(17, 3).enough() && !found(17, 2).enough() && !found(0, 0).enough());
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_but_for_mutants_that_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mutants = [mutant("k0"), mutant("s0")];
+        found(1, 1).write(dir.path(), &mutants).unwrap();
+        let path = dir.path().join("mutants.json");
+        assert_eq!(Findings::load(&path, &mutants), found(1, 1));
+        assert_eq!(Findings::load(&path, &mutants[..1]), found(1, 0));
+        assert_eq!(Findings::load(&dir.path().join("none"), &mutants), found(0, 0));
+    }
+
+    #[test]
+    fn the_table_says_who_killed_whom_and_who_was_not_run() {
+        let text = found(1, 1).markdown(&[mutant("k0"), mutant("s0"), mutant("x")]);
+        assert!(text.contains("| k0 | a \\| b | lockdep | a::b | EBUSY |"), "{text}");
+        assert!(text.contains("| s0 | a \\| b | lockdep | **survived** | unseen |"), "{text}");
+        assert!(text.contains("| x | a \\| b | lockdep | not run |  |"), "{text}");
+        assert!(text.ends_with("1 of 2 mutants killed, at least 18 of 20 must be; 1 were not run\n"), "{text}");
+    }
+
+    #[test]
+    fn a_trial_that_fails_on_mainline_kills_nobody() {
+        let seen = |outcome| [GuestEvent::Trial(TrialResult { name: "a::b".into(), outcome, elapsed_ms: 1 })];
+        assert_eq!(finding("k0", true).held_against(&seen(Outcome::Passed)), finding("k0", true));
+        let failed = finding("k0", true).held_against(&seen(Outcome::Failed { why: "x".into() }));
+        assert!(matches!(failed.verdict, Verdict::Survived { why } if why.contains("mainline")));
+        assert!(matches!(finding("k0", true).held_against(&[]).verdict, Verdict::Survived { .. }));
+    }
+
+    #[test]
+    fn a_kill_counts_when_it_is_held_against_mainline() {
+        let mut findings = found(0, 1);
+        findings.put(Finding { confirmed: false, ..finding("k0", true) });
+        assert_eq!((findings.score(), findings.unconfirmed("kasan").len()), ((0, 2), 0));
+        assert!(findings.markdown(&[mutant("k0")]).contains("| a::b, not yet held against mainline |"));
+        assert_eq!(findings.unconfirmed("lockdep"), BTreeSet::from(["a::b".to_owned()]));
+        let passed = TrialResult { name: "a::b".into(), outcome: Outcome::Passed, elapsed_ms: 1 };
+        findings.confirm("lockdep", &[GuestEvent::Trial(passed)]);
+        assert_eq!((findings.score(), findings.unconfirmed("lockdep").len()), ((1, 2), 0));
+    }
+
+    #[test]
+    fn a_second_finding_replaces_the_first() {
+        let mut findings = found(1, 0);
+        findings.put(finding("k0", false));
+        assert_eq!(findings.score(), (0, 1));
+    }
+}
