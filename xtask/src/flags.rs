@@ -213,6 +213,9 @@ pub struct ProfileFlags {
     /// CPUs of the simulated machine
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     pub cpus: u32,
+    /// What each patch of --kernel does: every prefix of the series, on 8 CPUs and on --cpus, counted and timed (bench kernels, no stacks)
+    #[arg(long, conflicts_with = "baseline")]
+    pub each: bool,
     /// Time that a CPU is awake between two samples of its stack, ns
     #[arg(long, default_value_t = 10_000, value_name = "NS", value_parser = clap::value_parser!(u64).range(100..))]
     pub period_ns: u64,

@@ -131,7 +131,7 @@ impl Workshop<'_> {
     /// # Errors
     /// The first prefix that does not build.
     pub fn build_each(&self, fragments: &[&str], events: Events<'_>) -> Result<usize> {
-        let prefixes = Catalog::load(self.root)?.prefixes("patched")?;
+        let prefixes = self.prefixes("patched")?;
         for name in &prefixes {
             self.prepare(name, fragments, events).with_context(|| format!("the prefix {name}"))?;
         }
@@ -147,6 +147,14 @@ impl Workshop<'_> {
             self.prepare("patched", &["base", fragment], events).with_context(|| format!("the fragment {fragment}"))?;
         }
         Ok(BUILD_ONLY.to_vec())
+    }
+
+    /// The names of a kernel's prefixes, from none of its patches to all.
+    ///
+    /// # Errors
+    /// As [`Catalog::prefixes`].
+    pub fn prefixes(&self, name: &str) -> Result<Vec<String>> {
+        Catalog::load(self.root)?.prefixes(name)
     }
 
     /// Every mutant: its name, and the whole mail of its patch.

@@ -4,6 +4,7 @@
 mod evidence;
 mod stacks;
 mod symbols;
+mod waterfall;
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
@@ -49,6 +50,9 @@ pub fn profile(flags: &ProfileFlags, root: &Path, events: Events<'_>) -> Result<
         return Err(Failure::error(Exit::Usage, message));
     }
     setup::ensure(&flags.setup, events)?;
+    if flags.each {
+        return waterfall::waterfall(flags, root, events);
+    }
     let topology = Topology::load("smoke")?.with_cpus(flags.cpus)?;
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
@@ -87,49 +91,72 @@ fn one(
     let symbols = Symbols::read(&kernel.vmlinux)?;
     let dir = tempfile::tempdir()?;
     let evidence = Evidence::new(dir.path(), &symbols.for_simulator(), Some(flags.period_ns))?;
-    let point = storm(flags);
-    let storm = StormJob {
-        points: vec![point.clone()],
-        iterations: 1,
-        warmup_iterations: 0,
-        manner: Manner::MOUNTS_ALONE,
-        readers: Vec::new(),
-        surroundings: Default::default(),
-    };
-    let job = Job { protocol: PROTOCOL, seed: flags.seed, work: Work::Storm(storm) };
-    let boot = Boot {
-        kernel: Some(kernel),
-        guest,
-        job: &job,
-        dir: dir.path(),
-        limits: LIMITS,
-        machine_seed: flags.seed,
-        evidence: Some(&evidence),
-    };
-    let log = boot_any(machine, &boot, &format!("profile {}", kernel.name), &mut *events)?;
-    log.failure().map_or(Ok(()), Err)?;
-    let failed = |event: &GuestEvent| match event {
-        GuestEvent::Sample(sample) => sample.oracle.failures.first().cloned(),
-        _ => None,
-    };
-    let regions = log.summary.context("a simulated boot that ended well has a summary")?.regions;
-    if let Some(why) = log.events.iter().find_map(failed).or_else(|| regions.iter().find_map(Region::lost)) {
-        return Err(Failure::error(Exit::Oracle, format!("no profile of {}: {why}", kernel.name)));
-    }
-    let region = regions.first().context("the storm marked no region")?;
-    let account = Account::of(&kernel.name, point.containers, region, &symbols)?;
+    let look = Look { guest, machine, seed: flags.seed, dir: dir.path() };
+    let account = look.account(kernel, &storm(flags, flags.cpus), &evidence, &symbols, &mut *events)?;
     let folded = stacks::named(&evidence.stacks()?, &symbols)?;
     events.hear(&Event::Note(format!("{}: {} samples", kernel.name, folded.values().sum::<u64>())));
     Ok(Profiled { account, folded })
 }
 
-fn storm(flags: &ProfileFlags) -> StormPoint {
+/// How to look into a storm.
+struct Look<'a> {
+    guest: &'a Path,
+    machine: &'a dyn Machine,
+    seed: u64,
+    dir: &'a Path,
+}
+
+impl Look<'_> {
+    /// Boots a kernel, runs one storm, and accounts for it.
+    fn account(
+        &self,
+        kernel: &Kernel,
+        point: &StormPoint,
+        evidence: &Evidence,
+        symbols: &Symbols,
+        events: Events<'_>,
+    ) -> Result<Account> {
+        let storm = StormJob {
+            points: vec![point.clone()],
+            iterations: 1,
+            warmup_iterations: 0,
+            manner: Manner::MOUNTS_ALONE,
+            readers: Vec::new(),
+            surroundings: Default::default(),
+        };
+        let job = Job { protocol: PROTOCOL, seed: self.seed, work: Work::Storm(storm) };
+        let boot = Boot {
+            kernel: Some(kernel),
+            guest: self.guest,
+            job: &job,
+            dir: self.dir,
+            limits: LIMITS,
+            machine_seed: self.seed,
+            evidence: Some(evidence),
+        };
+        let name = format!("profile {}, {} CPUs", kernel.name, point.cpus);
+        let log = boot_any(self.machine, &boot, &name, &mut *events)?;
+        log.failure().map_or(Ok(()), Err)?;
+        let failed = |event: &GuestEvent| match event {
+            GuestEvent::Sample(sample) => sample.oracle.failures.first().cloned(),
+            _ => None,
+        };
+        let regions = log.summary.context("a simulated boot that ended well has a summary")?.regions;
+        if let Some(why) = log.events.iter().find_map(failed).or_else(|| regions.iter().find_map(Region::lost)) {
+            return Err(Failure::error(Exit::Oracle, format!("no profile of {}: {why}", kernel.name)));
+        }
+        let region = regions.first().context("the storm marked no region")?;
+        Account::of(&kernel.name, point.containers, region, symbols)
+    }
+}
+
+fn storm(flags: &ProfileFlags, cpus: u32) -> StormPoint {
     StormPoint {
         profile: flags.profile.into(),
         storage: flags.storage.into(),
         propagation: flags.propagation.into(),
-        cpus: flags.cpus,
-        threads: flags.cpus,
+        cpus,
+        threads: cpus,
         containers: flags.containers.unwrap_or(flags.cpus),
         layers: flags.layers,
         inspection_passes: 1,
@@ -137,7 +164,7 @@ fn storm(flags: &ProfileFlags) -> StormPoint {
 }
 
 fn write(dir: &Path, flags: &ProfileFlags, machine: &dyn Machine, profiled: &[Profiled]) -> Result<()> {
-    let storm = crate::compare::name(&storm(flags));
+    let storm = crate::compare::name(&storm(flags, flags.cpus));
     let subtitle = format!("{storm} (simulated); a sample for each {} ns that a CPU is awake", flags.period_ns);
     for Profiled { account, folded } in profiled {
         let (kernel, text) = (&account.kernel, stacks::text(folded));
