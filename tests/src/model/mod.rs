@@ -7,6 +7,8 @@
 mod attach;
 mod detach;
 mod groups;
+#[cfg(test)]
+mod mntput;
 mod ops;
 #[cfg(test)]
 mod sharedsubtree;
