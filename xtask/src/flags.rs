@@ -38,7 +38,7 @@ pub enum Command {
     Boot(BootFlags),
     /// Judge a run again from its files, or one run against another
     Compare(CompareFlags),
-    /// Write report.md, report.html and comparison.json of a run again from its files
+    /// Write report.md, report.html and comparison.json of a run again from its files, and the index of runs beside it
     Report(ReportFlags),
 }
 

@@ -126,6 +126,10 @@ fn report(flags: &ReportFlags) -> Result<Exit> {
     let run = Run::open(&flags.run)?;
     let comparison = compare::of_run(&run)?;
     report::write(&run, &comparison)?;
+    // Runs that were brought here from elsewhere are indexed as well: RESULTS/MACHINE/RUN.
+    if let Some(results) = run.dir.ancestors().nth(2).filter(|dir| dir.join("README.md").exists()) {
+        bench::write_index(results)?;
+    }
     println!("{}", run.dir.join("report.md").display());
     Ok(Exit::Success)
 }
