@@ -128,6 +128,15 @@ pub fn idmapped_overlays() -> Verdict {
     kernel(7, 3, "an idmapped overlay")
 }
 
+/// Memory that is free as soon as it is freed. KASAN keeps it in quarantine for a while (mm/kasan/quarantine.c), to see who uses it still.
+///
+/// # Errors
+/// [`Skip`].
+pub fn freed_memory_is_free() -> Verdict {
+    let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    require(!symbols.contains(" kasan_quarantine_put"), || "KASAN keeps freed memory in quarantine".to_owned())
+}
+
 /// Allocations that fail on demand: CONFIG_FAULT_INJECTION, FAILSLAB and FAIL_PAGE_ALLOC, chosen in debugfs.
 ///
 /// # Errors

@@ -331,6 +331,7 @@ fn storms_that_are_killed_again_and_again_do_not_leak(s: &Scratch) -> Verdict {
 
 fn mounts_that_are_kept_are_seen_as_a_leak(s: &Scratch) -> Verdict {
     requirement::own_kernel()?;
+    requirement::freed_memory_is_free()?;
     let bound = Bound::of_this_machine(Devices::Lab);
     // A struct mount has 320 bytes or more: twice the bound of all slabs.
     let kept = bound.memory.context("a machine of ours has a bound")?.slab_kib * 1024 / 320 * 2;

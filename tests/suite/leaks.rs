@@ -27,6 +27,7 @@ fn leaves_nothing(rounds: usize, round: impl FnMut() -> Verdict) -> Verdict {
 /// What the oracle says of these rounds.
 fn judged(rounds: usize, mut round: impl FnMut() -> Verdict) -> anyhow::Result<Result<(), String>> {
     requirement::own_kernel()?;
+    requirement::freed_memory_is_free()?;
     (0..rounds / 20).try_for_each(|_| round())?;
     let before = steady()?;
     (0..rounds).try_for_each(|_| round())?;
