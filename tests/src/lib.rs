@@ -6,6 +6,7 @@ pub mod child;
 pub mod descriptors;
 pub mod events;
 pub mod fault;
+pub mod heap;
 pub mod idmap;
 pub mod kmsg;
 pub mod layout;
