@@ -214,6 +214,8 @@ pub enum Storage {
     Tmpfs,
     /// ext4 on a virtio disk that the machine gives, else on a loop device.
     Ext4,
+    /// XFS on the same.
+    Xfs,
 }
 
 /// Propagation type of the storm's parent mount.

@@ -53,7 +53,7 @@ fn amount(info: &MachineInfo) -> Amount {
 pub fn bench(flags: &BenchFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
     let kind = MachineKind::parse(&flags.machine.machine)?;
     if !matches!(kind, MachineKind::Mock(_)) {
-        setup::ensure(&flags.setup, events)?;
+        setup::ensure_for(&flags.storage, &flags.setup, events)?;
     }
     machine::check(&kind)?;
     let cache = Cache::lock()?;

@@ -443,6 +443,8 @@ pub enum StorageFlag {
     Tmpfs,
     /// ext4 on a virtio disk or a loop device
     Ext4,
+    /// XFS on the same
+    Xfs,
 }
 
 /// `--propagation`.
@@ -485,6 +487,7 @@ impl From<StorageFlag> for Storage {
         match flag {
             StorageFlag::Tmpfs => Storage::Tmpfs,
             StorageFlag::Ext4 => Storage::Ext4,
+            StorageFlag::Xfs => Storage::Xfs,
         }
     }
 }

@@ -49,7 +49,7 @@ pub fn profile(flags: &ProfileFlags, root: &Path, events: Events<'_>) -> Result<
         let message = format!("--machine {}: only the simulated machine can be looked into", flags.machine);
         return Err(Failure::error(Exit::Usage, message));
     }
-    setup::ensure(&flags.setup, events)?;
+    setup::ensure_for(&[flags.storage], &flags.setup, events)?;
     if flags.each {
         return waterfall::waterfall(flags, root, events);
     }
