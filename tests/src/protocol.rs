@@ -60,9 +60,19 @@ pub struct StormJob {
     /// Who reads beside the storm.
     #[serde(default)]
     pub readers: Vec<Reader>,
+    /// Pause between two looks of a reader whose look is short, us.
+    #[serde(default = "usual_reader_period_us")]
+    pub reader_period_us: u32,
     /// What stands around the storm.
     #[serde(flatten)]
     pub surroundings: Surroundings,
+}
+
+/// Pause between two looks of a reader, us: often enough to be in every phase of a storm, seldom enough not to be the storm.
+pub const READER_PERIOD_US: u32 = 1000;
+
+fn usual_reader_period_us() -> u32 {
+    READER_PERIOD_US
 }
 
 /// What stands around a storm, and how closely its mounts are watched.
@@ -144,6 +154,12 @@ pub enum Reader {
 }
 
 impl Reader {
+    /// Whether it looks at one path, in some microseconds, however many mounts there are: only then may it look more often than once a
+    /// millisecond and not be the storm.
+    pub fn is_short(self) -> bool {
+        matches!(self, Reader::Stat | Reader::Openat2)
+    }
+
     /// Its name in a [`Sample`].
     pub fn name(self) -> &'static str {
         match self {

@@ -14,14 +14,15 @@ use crate::mount_tree::{self, Mount};
 use crate::namespace_view::unique_id_at;
 use crate::peers::Peer;
 use crate::phase::{Marks, Phase, Work, run_phase};
-use crate::protocol::{GuestEvent, LedgerKind, Reader, Sample, StormJob, StormPoint};
-use crate::reader;
+use crate::protocol::{GuestEvent, LedgerKind, Sample, StormJob, StormPoint};
+use crate::reader::{self, Readers};
 use crate::storage::{Devices, Ground};
 use crate::workload::{self, Workload};
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Runs all storms of a job and sends a sample per timed iteration.
 ///
@@ -62,7 +63,7 @@ fn run_point(
         verdicts: Verdicts::default(),
         busy: 0,
         leaked: 0,
-        readers: &job.readers,
+        readers: Readers { who: &job.readers, period: Duration::from_micros(u64::from(job.reader_period_us)) },
         mount_table: &mount_tree::read,
         ledger: Ledger::open(surroundings.ledger, point.propagation, &peers)?,
         leaks: Some(LeakWatch::new(Bound::of_this_machine(devices))),
@@ -121,7 +122,7 @@ struct Storm<'a> {
     verdicts: Verdicts,
     busy: u64,
     leaked: u64,
-    readers: &'a [Reader],
+    readers: Readers<'a>,
     mount_table: &'a dyn Fn() -> Result<Vec<Mount>>,
     ledger: Option<Ledger<'a>>,
     leaks: Option<LeakWatch>,
@@ -134,7 +135,8 @@ impl Storm<'_> {
         let tables = self.ledger.as_ref().map(Ledger::tables).transpose()?;
         let beats: Vec<Beat> = (0..self.point.threads).map(|_| Beat::default()).collect();
         // Readers have no part in a warm-up.
-        let readers: &[Reader] = if marks == Marks::Region { self.readers } else { &[] };
+        let who = if marks == Marks::Region { self.readers.who } else { &[] };
+        let readers = Readers { who, ..self.readers };
         let start =
             || self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts));
         let mut verdicts = Verdicts::default();
@@ -276,6 +278,9 @@ mod tests {
         fn cleanup(&self, _: u32, _: &mut CallLog<'_>) -> Result<()> {
             Ok(())
         }
+        fn roots(&self) -> usize {
+            0
+        }
     }
 
     /// Two iterations of `workload`, of which the first is warm-up.
@@ -290,7 +295,7 @@ mod tests {
             verdicts: Verdicts::default(),
             busy: 0,
             leaked: 0,
-            readers: &[],
+            readers: Readers { who: &[], period: Duration::ZERO },
             mount_table,
             ledger: None,
             leaks: None,

@@ -113,6 +113,10 @@ pub struct BenchFlags {
     /// Who reads beside the storm, each measured before it and during it [default: stat]
     #[arg(long, value_delimiter = ',', default_value = "stat", value_name = "READER,...")]
     pub readers: Vec<ReaderFlag>,
+    /// Pause between two looks of the readers stat and openat2, us; the others pause for 1000 [default: 1000; simulated: 3200 over the number
+    /// of CPUs, at least 50 and at most 1000]
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub reader_period_us: Option<u32>,
     /// Other mount namespaces that hear of each mount and umount of the storm
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
     pub peer_namespaces: u32,

@@ -72,7 +72,7 @@ fn mkfs(kind: OnDisk, image: &Path) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mount_storms::protocol::{Manner, Profile, Propagation, StormJob, StormPoint};
+    use mount_storms::protocol::{Manner, Profile, Propagation, READER_PERIOD_US, StormJob, StormPoint};
 
     fn job(storages: &[Storage]) -> Job {
         let point = |storage: &Storage| StormPoint {
@@ -91,6 +91,7 @@ mod tests {
             warmup_iterations: 0,
             manner: Manner::CONTAINERD,
             readers: Vec::new(),
+            reader_period_us: READER_PERIOD_US,
             surroundings: Default::default(),
         };
         Job { protocol: 1, seed: 1, work: Work::Storm(storm) }
@@ -99,7 +100,8 @@ mod tests {
     #[test]
     fn each_file_system_is_wanted_once() {
         let all = job(&[Storage::Xfs, Storage::Tmpfs, Storage::Ext4, Storage::Xfs]);
-        let kinds = |job: &Job| wanted(job).into_iter().filter_map(on_disk).map(|kind| kind.fs_type).collect::<Vec<_>>();
+        let kinds =
+            |job: &Job| wanted(job).into_iter().filter_map(on_disk).map(|kind| kind.fs_type).collect::<Vec<_>>();
         assert_eq!(kinds(&all), ["ext4", "xfs"]);
         assert!(kinds(&job(&[Storage::Tmpfs])).is_empty());
         assert!(kinds(&Job { work: Work::Hello, ..all }).is_empty());

@@ -27,7 +27,7 @@ pub fn report(run: &Run, comparison: &Comparison) -> String {
         withheld(comparison),
         scaling(run, comparison),
         throughput(comparison),
-        readers(comparison),
+        readers(run, comparison),
         setting(run, comparison),
         latencies(comparison),
         cost(run),
@@ -64,10 +64,25 @@ fn scaling(run: &Run, comparison: &Comparison) -> String {
 }
 
 /// The reader tax (unit x) and the latencies it comes from.
-fn readers(comparison: &Comparison) -> String {
+fn readers(run: &Run, comparison: &Comparison) -> String {
+    let taxes = match taxes(run, comparison) {
+        Ok(taxes) => taxes,
+        Err(error) => return format!("## What readers pay\n\nNo figures: {error:#}\n"),
+    };
+    if taxes.is_empty() {
+        return String::new();
+    }
+    let header = format!("| {} |\n|---|---|---|---:|---:|---:|---:|---|\n", HEADER.join(" | "));
+    let lines: String = taxes.iter().map(|tax| format!("| {} |\n", tax.cells().join(" | "))).collect();
+    let mark = mark(comparison);
+    format!("## What readers pay{mark}\n\n{TAX_READING}\n\n{header}{lines}\n{}", reader_rows(comparison))
+}
+
+/// Its metrics with their intervals over boots.
+fn reader_rows(comparison: &Comparison) -> String {
     let rows = comparison.rows.iter().filter(|row| reader_of(&row.metric).is_some());
     let rows = rows.map(|row| line(format!("{}: {}", storm(row), row.metric), row)).collect();
-    let title = format!("What readers pay: latency during the storm, and over that in quiet (tax){}", mark(comparison));
+    let title = format!("What readers pay, boot by boot{}", mark(comparison));
     table(&title, "storm and metric", comparison, rows)
 }
 
@@ -122,6 +137,14 @@ fn setting(run: &Run, comparison: &Comparison) -> String {
         UserNamespaces::Before => "before the clock",
     };
     lines.push(format!("User namespaces are made {when}"));
+    if manifest.readers.iter().any(|reader| reader.is_short()) {
+        let periods: Vec<String> = manifest
+            .cpus()
+            .iter()
+            .map(|&cpus| format!("{} us on {cpus} CPUs", manifest.reader_period_us(cpus)))
+            .collect();
+        lines.push(format!("Readers of one path pause between two looks for {}", periods.join(", ")));
+    }
     lines.push(format!("Peer namespaces: {}", manifest.surroundings.peer_namespaces));
     lines.extend(
         manifest.points.iter().map(|point| {
