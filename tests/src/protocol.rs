@@ -220,6 +220,8 @@ pub enum Profile {
     Recursive,
     /// In no containerd yet: layers that are never attached, handed to the overlay as descriptors.
     Fds,
+    /// Nobody's: stat(2), open(2) and close(2) by paths that cross mounts; a "container" is a round of such calls.
+    Paths,
 }
 
 /// What the layers lie on.

@@ -438,6 +438,8 @@ pub enum ProfileFlag {
     Recursive,
     /// no containerd yet: layers never attached, an overlay by descriptors
     Fds,
+    /// no containers: stat, open and close by paths across mounts; a round of 1000 calls counts as a container start
+    Paths,
 }
 
 /// `--storage`.
@@ -482,6 +484,7 @@ impl From<ProfileFlag> for Profile {
             ProfileFlag::Common => Profile::Common,
             ProfileFlag::Recursive => Profile::Recursive,
             ProfileFlag::Fds => Profile::Fds,
+            ProfileFlag::Paths => Profile::Paths,
         }
     }
 }
