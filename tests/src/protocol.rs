@@ -2,6 +2,7 @@
 //!
 //! The host writes one [`Job`] as JSON; the guest answers with one [`GuestEvent`] per line.
 
+use crate::leak::Look;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -378,6 +379,9 @@ pub struct Sample {
     pub calls: BTreeMap<String, Latency>,
     /// What the oracles saw.
     pub oracle: Oracle,
+    /// What the kernel kept, if this is not the first iteration in its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leak: Option<Box<Look>>,
     /// What readers saw beside the storm, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub readers: BTreeMap<String, ReaderSample>,

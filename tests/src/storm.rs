@@ -84,9 +84,6 @@ fn run_point(
     if storm.leaked > 0 {
         progress.events.note(format!("{}: {} mounts leaked, as this containerd does", described(point), storm.leaked));
     }
-    if recorded && let Some(told) = storm.leaks.as_ref().map(LeakWatch::told).transpose()?.flatten() {
-        progress.events.note(format!("{}: {told}", described(point)));
-    }
     drop(storm);
     drop(workload);
     // Their copies of the storm's mount hold its file system.
@@ -161,14 +158,16 @@ impl Storm<'_> {
         self.verdicts.merge(checked.verdicts);
         self.busy += logs.iter().map(CallLog::busy).sum::<u64>();
         let (point, calls) = (self.point.clone(), latencies(&logs)?);
-        Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle: Default::default(), readers: read })
+        let leak = self.leaks.as_ref().and_then(LeakWatch::last).map(Box::new);
+        let oracle = Default::default();
+        Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle, leak, readers: read })
     }
 
     /// Between start and stop there is a root for each container, and what this containerd leaks.
     fn check_roots(&self, verdicts: &mut Verdicts, before: Option<&Tables>, started: &Phase<'_>) -> Result<()> {
         let (Some(ledger), Some(before)) = (&self.ledger, before) else { return Ok(()) };
         let leaked: usize = started.logs.iter().map(|log| log.leaked().len()).sum();
-        ledger.check_roots(verdicts, before, self.point.containers as usize + leaked)
+        ledger.check_roots(verdicts, before, self.workload.roots() + leaked)
     }
 
     /// What holds once all is taken down.

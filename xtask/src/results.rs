@@ -469,7 +469,15 @@ pub mod fixture {
         StoredSample {
             arm,
             boot,
-            sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle, readers: BTreeMap::new() },
+            sample: Sample {
+                point: point(),
+                iteration,
+                elapsed_ns,
+                calls,
+                oracle,
+                leak: None,
+                readers: BTreeMap::new(),
+            },
             region: None,
             cost: None,
         }

@@ -58,6 +58,7 @@ impl Model {
             elapsed_ns: (!wrong).then_some(elapsed as u64),
             calls: CALL_NAMES.iter().map(|name| ((*name).to_owned(), self.latency(factor))).collect(),
             oracle: Oracle { checks, failures },
+            leak: None,
             readers: BTreeMap::new(),
         }
     }

@@ -1,8 +1,8 @@
 //! report.md: what was run, on what, what came out, how to read it, how to repeat it. And the index of runs.
 
 use super::curve::curves;
-use super::reader::reader_of;
-use super::{interval, mark, storm, value, verdict};
+use super::reader::{HEADER, READING as TAX_READING, reader_of, taxes};
+use super::{interval, leaks, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC, Row, of_run};
 use crate::kernel::Kernel;
 use crate::process::shown;
@@ -31,6 +31,7 @@ pub fn report(run: &Run, comparison: &Comparison) -> String {
         setting(run, comparison),
         latencies(comparison),
         cost(run),
+        leaks::section(run, comparison),
         oracles(run),
         READING.to_owned() + "\n",
     ];

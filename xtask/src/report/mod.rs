@@ -3,6 +3,7 @@
 mod curve;
 pub mod html;
 pub mod junit;
+mod leaks;
 mod markdown;
 mod reader;
 mod svg;
