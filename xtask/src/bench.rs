@@ -42,20 +42,15 @@ const AMOUNT: Amount = Amount { containers: 32, boots: 5, iterations: 3, warmup_
 /// with other seeds are the better repeats; and no cache is cold but the guest's own, which a container host's are not either.
 const AMOUNT_SIMULATED: Amount = Amount { containers: 64, boots: 4, iterations: 1, warmup_iterations: 0 };
 
-/// How often readers of one path look on the simulated machine, where a storm lasts some 10 ms of virtual time and a p99 needs hundreds of
-/// looks. One look, with its sleep and wake-up, takes some 20 us of a CPU: 20 in 3200, so that on all sizes of machine the reader
-/// takes the same small share of all CPUs, below 1 %; and on no machine more than a third of one CPU.
-const READER_BUDGET_US: u32 = 3200;
-const SHORTEST_READER_PERIOD_US: u32 = 50;
+/// Pause between two looks of a reader of one path that has a CPU to itself where time is virtual, us: a storm lasts some 10 ms there, and a
+/// p99 needs hundreds of looks. One look, with its sleep and its wake-up, takes 10 us.
+const READER_PERIOD_ALONE_US: u32 = 50;
 
-/// Pause between two looks of a reader of one path, us.
+/// Pause between two looks of a reader of one path, us. Where each CPU has a thread of the storm, a reader takes its time from one of them,
+/// and the storm lasts as long as its slowest thread: a look each 50 us cost a storm of 64 containers on 64 CPUs a seventh of its throughput.
 fn reader_period_us(flags: &BenchFlags, info: &MachineInfo, cpus: u32) -> u32 {
-    let longest = READER_PERIOD_US;
-    let usual = if info.has_virtual_time() {
-        (READER_BUDGET_US / cpus.max(1)).clamp(SHORTEST_READER_PERIOD_US, longest)
-    } else {
-        longest
-    };
+    let alone = flags.threads.is_some_and(|threads| threads < cpus);
+    let usual = if info.has_virtual_time() && alone { READER_PERIOD_ALONE_US } else { READER_PERIOD_US };
     flags.reader_period_us.unwrap_or(usual)
 }
 
@@ -284,4 +279,29 @@ fn points(flags: &BenchFlags, info: &MachineInfo, cpus: u32) -> Vec<StormPoint> 
         }
     }
     points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::{Command, Flags};
+    use clap::Parser;
+
+    #[test]
+    fn a_reader_looks_often_only_where_it_takes_no_time_from_a_storm() {
+        let period = |args: &str, kind: &str| {
+            let Command::Bench(flags) = Flags::parse_from(format!("xtask bench {args}").split_whitespace()).command
+            else {
+                panic!("{args}")
+            };
+            let machine = crate::results::fixture::run(&[]).manifest.machine;
+            let info = MachineInfo { kind: kind.into(), simulated: kind == "simulated", ..machine };
+            reader_period_us(&flags, &info, 64)
+        };
+        assert_eq!(period("", "simulated"), 1000);
+        assert_eq!(period("--threads 64", "simulated"), 1000);
+        assert_eq!(period("--threads 63", "simulated"), 50);
+        assert_eq!(period("--threads 63", "tcg"), 1000);
+        assert_eq!(period("--reader-period-us 20", "tcg"), 20);
+    }
 }

@@ -113,8 +113,8 @@ pub struct BenchFlags {
     /// Who reads beside the storm, each measured before it and during it [default: stat]
     #[arg(long, value_delimiter = ',', default_value = "stat", value_name = "READER,...")]
     pub readers: Vec<ReaderFlag>,
-    /// Pause between two looks of the readers stat and openat2, us; the others pause for 1000 [default: 1000; simulated: 3200 over the number
-    /// of CPUs, at least 50 and at most 1000]
+    /// Pause between two looks of the readers stat and openat2, us; the others pause for 1000 [default: 1000; simulated, if --threads leaves a
+    /// CPU to them: 50]
     #[arg(long, value_name = "US", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     pub reader_period_us: Option<u32>,
     /// Other mount namespaces that hear of each mount and umount of the storm

@@ -4,7 +4,7 @@ use super::{kernel_of, storm_of};
 use crate::compare::Comparison;
 use crate::results::{Arm, Run, StoredSample};
 use mount_storms::leak::{Bound, Footprint, Look};
-use mount_storms::protocol::Sample;
+use mount_storms::protocol::{Propagation, Sample, StormPoint};
 use std::collections::BTreeMap;
 
 /// Calls that attach a mount, by their names in a sample.
@@ -13,7 +13,7 @@ const ATTACHING: [&str; 2] = ["move_mount", "overlay_mount"];
 /// How to read it.
 const READING: &str = "\
 After the first iteration of a boot, and after the last: of each figure the boot in which it grew most. Mounts attached are those between both \
-looks, in the boot with the fewest. The oracle withholds a storm in which anything grew beyond the bound.";
+looks, copies at peers among them, in the boot with the fewest. The oracle withholds a storm in which anything grew beyond the bound.";
 
 /// The section; nothing if no boot had two iterations.
 pub fn section(run: &Run, comparison: &Comparison) -> String {
@@ -23,7 +23,7 @@ pub fn section(run: &Run, comparison: &Comparison) -> String {
         let mut bound = None;
         for arm in [Arm::Baseline, Arm::Control, Arm::Candidate] {
             let of_arm = run.samples.iter().filter(|stored| stored.arm == arm && stored.sample.point == *point);
-            let boots: Vec<Boot> = boots(of_arm);
+            let boots = boots(of_arm, copies(point, run));
             let Some(fewest) = boots.iter().map(|boot| boot.attached).min() else { continue };
             bound = Some(boots[0].look.bound);
             let kernel = kernel_of(arm, comparison);
@@ -47,12 +47,18 @@ struct Boot {
     look: Look,
 }
 
-fn boots<'a>(samples: impl Iterator<Item = &'a StoredSample>) -> Vec<Boot> {
+/// What each attach makes: a mount, and one at each peer that hears of it.
+fn copies(point: &StormPoint, run: &Run) -> u64 {
+    let peers = run.manifest.surroundings.peer_namespaces;
+    1 + if point.propagation == Propagation::Shared { u64::from(peers) } else { 0 }
+}
+
+fn boots<'a>(samples: impl Iterator<Item = &'a StoredSample>, copies: u64) -> Vec<Boot> {
     let mut boots: BTreeMap<u32, Boot> = BTreeMap::new();
     for stored in samples {
         let Some(look) = stored.sample.leak.as_deref().copied() else { continue };
         let boot = boots.entry(stored.boot).or_insert(Boot { attached: 0, look });
-        boot.attached += attached(&stored.sample);
+        boot.attached += attached(&stored.sample) * copies;
         // Samples are in the order of their iterations.
         boot.look = look;
     }
@@ -117,6 +123,9 @@ mod tests {
                 })
                 .into();
         }
+        run.manifest.surroundings.peer_namespaces = 4;
+        assert!(section(&run, &comparison).contains("| patched | 3 | 250010 |"), "{}", section(&run, &comparison));
+        run.manifest.surroundings.peer_namespaces = 0;
         let text = section(&run, &comparison);
         let line = "| detach, tmpfs, shared, 3 layers, 2 CPUs | patched | 3 | 50002 | 40 -> 40 | 900 -> 800 | 1200 -> 1200 | 9000 -> 9002 | 60 -> 60 |";
         assert!(text.contains(line), "{text}");
