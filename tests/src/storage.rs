@@ -61,11 +61,11 @@ impl Ground {
     }
 
     /// Empties and unmounts it. That nobody holds it any more is a check of its own: a leaked mount of a layer would. So is that its device is
-    /// free as soon as umount2(2) has returned: of the superblock's claim on it nothing may be left.
+    /// free as soon as umount2(2) has returned: of the superblock's claim on it nothing may be left. Returns the device that was.
     ///
     /// # Errors
     /// A file cannot be removed, the file system stays busy, or the device is not free at once.
-    pub fn unmount(self) -> Result<()> {
+    pub fn unmount(self) -> Result<Option<PathBuf>> {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             // ext4's own folder stays: the next storm of this boot may use the same disk.
@@ -78,7 +78,9 @@ impl Ground {
             disk.claim_at_once()?;
         }
         fs::remove_dir(&self.path)?;
-        self.disk.map_or(Ok(()), Disk::remove)
+        let device = self.disk.as_ref().map(|disk| disk.device().to_owned());
+        self.disk.map_or(Ok(()), Disk::remove)?;
+        Ok(device)
     }
 }
 

@@ -88,7 +88,11 @@ fn run_point(
     drop(workload);
     // Their copies of the storm's mount hold its file system.
     drop(peers);
-    ground.unmount()
+    if let Some(device) = ground.unmount()? {
+        let device = device.display();
+        progress.events.note(format!("{}: {device} was free as soon as it was unmounted", described(point)));
+    }
+    Ok(())
 }
 
 /// Takes down what containerd would have left behind for good; returns what it was. Not part of the storm.
