@@ -1,10 +1,11 @@
-//! What the kernel kept after the iterations of a boot: the figures behind the leak oracle's verdict.
+//! The figures behind two oracles' verdicts: what the kernel kept after the iterations of a boot, and how many mounts a full ledger has seen.
 
 use super::{kernel_of, storm_of};
 use crate::compare::Comparison;
 use crate::results::{Arm, Run, StoredSample};
 use mount_storms::leak::{Bound, Footprint, Look};
-use mount_storms::protocol::{Propagation, Sample, StormPoint};
+use mount_storms::ledger::LEDGER_DURING;
+use mount_storms::protocol::{LedgerKind, Propagation, Sample, StormPoint};
 use std::collections::BTreeMap;
 
 /// Calls that attach a mount, by their names in a sample.
@@ -45,6 +46,33 @@ pub fn section(run: &Run, comparison: &Comparison) -> String {
 struct Boot {
     attached: u64,
     look: Look,
+}
+
+/// What a full ledger is about: a line for each kernel; nothing without one.
+pub fn full_ledger(run: &Run, comparison: &Comparison) -> String {
+    if run.manifest.surroundings.ledger != LedgerKind::Full {
+        return String::new();
+    }
+    let peers = run.manifest.surroundings.peer_namespaces;
+    let line = |arm| {
+        let samples: Vec<&Sample> =
+            run.samples.iter().filter(|stored| stored.arm == arm).map(|stored| &stored.sample).collect();
+        let failures: usize = samples.iter().map(|sample| sample.oracle.failures.len()).sum();
+        let verdict = if failures == 0 { "clean".to_owned() } else { format!("{failures} failures") };
+        let mounts: u64 = samples.iter().map(|sample| attached(sample)).sum();
+        let looks: u64 = samples.iter().filter_map(|sample| sample.oracle.checks.get(LEDGER_DURING)).sum();
+        format!(
+            "* full ledger on {}: {verdict}; {mounts} mounts in {} timed storms, each written down as attached once and detached once and told \
+             so by fanotify, at each of {peers} peers as well; the table held in {looks} looks meanwhile\n",
+            kernel_of(arm, comparison),
+            samples.len()
+        )
+    };
+    [Arm::Baseline, Arm::Control, Arm::Candidate].into_iter().filter(|arm| has(run, *arm)).map(line).collect()
+}
+
+fn has(run: &Run, arm: Arm) -> bool {
+    run.samples.iter().any(|stored| stored.arm == arm)
 }
 
 /// What each attach makes: a mount, and one at each peer that hears of it.
@@ -130,5 +158,22 @@ mod tests {
         let line = "| detach, tmpfs, shared, 3 layers, 2 CPUs | patched | 3 | 50002 | 40 -> 40 | 900 -> 800 | 1200 -> 1200 | 9000 -> 9002 | 60 -> 60 |";
         assert!(text.contains(line), "{text}");
         assert!(text.contains("| bound | | | + 512 | + 64 | + 384 | + 1536 | + 64 |"), "{text}");
+    }
+
+    #[test]
+    fn a_full_ledger_says_of_how_many_mounts_it_is() {
+        let mut run = fixture::run(&[(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 100.0)]);
+        let comparison = of_run(&run).unwrap();
+        assert_eq!(full_ledger(&run, &comparison), "");
+        run.manifest.surroundings.ledger = LedgerKind::Full;
+        for stored in &mut run.samples {
+            stored.sample.calls = [("move_mount".to_owned(), fixture::latency(9))].into();
+            stored.sample.oracle.checks.insert(LEDGER_DURING.into(), 7);
+        }
+        let text = full_ledger(&run, &comparison);
+        assert!(text.contains("on patched: clean; 120 mounts in 6 timed storms"), "{text}");
+        assert!(text.contains("in 42 looks"), "{text}");
+        run.samples.last_mut().unwrap().sample.oracle.failures.push("the ledger does not add up".into());
+        assert!(full_ledger(&run, &comparison).contains("on patched: 1 failures; "));
     }
 }

@@ -32,7 +32,7 @@ pub fn report(run: &Run, comparison: &Comparison) -> String {
         latencies(comparison),
         cost(run),
         leaks::section(run, comparison),
-        oracles(run),
+        oracles(run, comparison),
         READING.to_owned() + "\n",
     ];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
@@ -189,14 +189,15 @@ fn cost(run: &Run) -> String {
     )
 }
 
-fn oracles(run: &Run) -> String {
+fn oracles(run: &Run, comparison: &Comparison) -> String {
     let mut checks: BTreeMap<&str, u64> = BTreeMap::new();
     for (name, count) in run.samples.iter().flat_map(|stored| &stored.sample.oracle.checks) {
         *checks.entry(name).or_default() += count;
     }
     let failures: usize = run.samples.iter().map(|stored| stored.sample.oracle.failures.len()).sum();
     let lines: String = checks.iter().map(|(name, count)| format!("* {name}: {count} checks\n")).collect();
-    format!("## Correctness, in the same run\n\n{lines}* failures: {failures}\n")
+    let ledger = leaks::full_ledger(run, comparison);
+    format!("## Correctness, in the same run\n\n{lines}{ledger}* failures: {failures}\n")
 }
 
 /// `results/README.md`: one line per storm of each run.
