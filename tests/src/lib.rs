@@ -7,6 +7,7 @@ pub mod descriptors;
 pub mod disk;
 pub mod events;
 pub mod fault;
+pub mod heap;
 pub mod idmap;
 pub mod kmsg;
 pub mod layout;

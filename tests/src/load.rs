@@ -86,11 +86,11 @@ fn together(threads: u32, shift: &Shift<'_>) -> Result<Duration> {
             scope.spawn(move || -> Result<(Instant, Instant)> {
                 // The line is kept even by a thread that cannot be bound: others wait at it.
                 let bound = bind(index);
-                line.start();
+                let running = line.start();
                 let start = Instant::now();
                 shift(index);
                 let end = Instant::now();
-                line.done();
+                drop(running);
                 bound.map(|()| (start, end))
             })
         };

@@ -1,12 +1,13 @@
 //! Threads that start together and share a queue of units, and the clock over them.
 
 use crate::check::Verdicts;
+use crate::heap;
 use crate::metrics::{Beat, CallLog};
 use crate::sys;
 use anyhow::{Context, Result};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Barrier, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often a waiting harness looks for signs of life; half of what the protocol promises the host.
@@ -76,33 +77,57 @@ pub enum Marks {
 pub struct Line {
     barrier: Barrier,
     running: AtomicUsize,
+    ended: Mutex<bool>,
+    end: Condvar,
     marks: Marks,
+}
+
+/// A thread between start and end of its work, also if that ends in a panic.
+pub struct Running<'a>(&'a Line);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            if self.0.marks == Marks::Region {
+                sys::region_end();
+            }
+            *self.0.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            self.0.end.notify_all();
+        }
+    }
 }
 
 impl Line {
     /// For so many threads.
     pub fn new(threads: usize, marks: Marks) -> Line {
-        Line { barrier: Barrier::new(threads), running: AtomicUsize::new(threads), marks }
+        Line {
+            barrier: Barrier::new(threads),
+            running: AtomicUsize::new(threads),
+            ended: Mutex::new(false),
+            end: Condvar::new(),
+            marks,
+        }
     }
 
-    /// Waits until all are here.
-    pub fn start(&self) {
+    /// Waits until all are here. This thread is done when what it gets is dropped.
+    pub fn start(&self) -> Running<'_> {
         if self.barrier.wait().is_leader() && self.marks == Marks::Region {
             sys::region_begin();
         }
+        Running(self)
     }
 
-    /// This thread is done.
-    pub fn done(&self) {
-        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.marks == Marks::Region {
-            sys::region_end();
-        }
+    /// Waits until all are done: a thread's end takes its stack apart, in the memory of those that still run.
+    pub fn leave(&self) {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.end.wait_while(ended, |ended| !*ended));
     }
 }
 
 fn work_shift<'a>(beat: &'a Beat, queue: &Queue, line: &Line, work: &dyn Work) -> Shift<'a> {
     let (mut log, mut verdicts) = (CallLog::new(beat), Verdicts::default());
-    line.start();
+    heap::warm();
+    let running = line.start();
     let start = Instant::now();
     let mut result = Ok(());
     while let Some(unit) = queue.take() {
@@ -113,7 +138,8 @@ fn work_shift<'a>(beat: &'a Beat, queue: &Queue, line: &Line, work: &dyn Work) -
         }
     }
     let end = Instant::now();
-    line.done();
+    drop(running);
+    line.leave();
     Shift { start, end, log, verdicts, result }
 }
 
@@ -166,7 +192,6 @@ mod tests {
     use crate::metrics::CallKind;
     use anyhow::ensure;
     use std::collections::BTreeSet;
-    use std::sync::Mutex;
 
     fn beats(threads: usize) -> Vec<Beat> {
         (0..threads).map(|_| Beat::default()).collect()

@@ -2,6 +2,7 @@
 //!
 //! containerd asks its shim over a socket (ttrpc), and so do we: one line of JSON there, one back. The process is started before the clock.
 
+use crate::heap;
 use crate::metrics::{CallLog, Calls};
 use crate::user_ns::{self, IdMap};
 use crate::workload::{Pass, on_linux};
@@ -105,6 +106,9 @@ fn serve_on_stdin() -> Result<()> {
     let Some(map) = orders.next() else { return Ok(()) };
     let map: Option<IdMap> = serde_json::from_str(&map?)?;
     let user_ns = map.map(|map| user_ns::open(map, false)).transpose()?;
+    // A shim has run for a while when it mounts its pod's root.
+    heap::keep();
+    heap::warm();
     answers.write_all(b"ready\n")?;
     for order in orders {
         let pass: Pass = serde_json::from_str(&order?)?;

@@ -7,6 +7,7 @@
 use crate::check::{Verdicts, check_mount_table};
 use crate::descriptors;
 use crate::events::Events;
+use crate::heap;
 use crate::leak::{Bound, LeakWatch};
 use crate::ledger::{Entries, Ledger, Tables};
 use crate::metrics::{Beat, CallLog, latencies};
@@ -31,6 +32,7 @@ use std::time::Duration;
 pub fn run(job: &StormJob, seed: u64, devices: Devices, events: &Events) -> Result<()> {
     ensure!(!job.points.is_empty() && job.iterations > 0, "the job has no storm, or no iteration, to run");
     descriptors::make_room()?;
+    heap::keep();
     let per_point = u64::from(job.warmup_iterations) + u64::from(job.iterations);
     let mut progress = Progress { events, done: 0, total: per_point * job.points.len() as u64 };
     for point in &job.points {

@@ -349,6 +349,25 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
+/// Has malloc(3) keep what it got from the kernel, and ask for at least `step_bytes` at a time: mallopt(3). Nothing at all with another C
+/// library than glibc, whose parameters these are.
+pub fn keep_heap(step_bytes: usize) {
+    #[cfg(target_env = "gnu")]
+    {
+        let step = i32::try_from(step_bytes).unwrap_or(i32::MAX);
+        // An mmap for each large allocation, given back with it, is what must not be; glibc takes at most half of a heap (HEAP_MAX_SIZE / 2).
+        let largest = 32 << 20;
+        let parameters =
+            [(libc::M_MMAP_THRESHOLD, largest), (libc::M_TRIM_THRESHOLD, i32::MAX), (libc::M_TOP_PAD, step)];
+        for (parameter, value) in parameters {
+            // SAFETY: sets a number in the allocator; no memory of ours is involved.
+            unsafe { libc::mallopt(parameter, value) };
+        }
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = step_bytes;
+}
+
 /// Executes so many instructions, give or take ten, of a loop that touches no memory.
 pub fn spin_insns(insns: u64) {
     let turns = (insns / 2).max(1);
