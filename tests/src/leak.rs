@@ -6,8 +6,12 @@
 use crate::check::Verdicts;
 use crate::storage::Devices;
 use anyhow::{Context, Result};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// Name of the oracle.
@@ -23,7 +27,7 @@ const SETTLE_POLL: Duration = Duration::from_millis(20);
 const STEADY_LOOKS: u32 = 10;
 
 /// What the kernel holds at one time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Footprint {
     /// `struct mount`s, where /proc/slabinfo or sysfs tells (CONFIG_SLUB_DEBUG).
     pub mounts: Option<u64>,
@@ -33,10 +37,13 @@ pub struct Footprint {
     pub percpu_kib: u64,
     /// Slabs that cannot be reclaimed, KiB: /proc/meminfo, SUnreclaim. Mounts, superblocks, namespaces.
     pub slab_kib: u64,
+    /// The lowest mount id that is free: the kernel gives it to the next mount (mnt_alloc_id(), fs/namespace.c).
+    #[serde(default)]
+    pub mount_id: u64,
 }
 
 /// By how much a footprint may differ from an earlier one of the same state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
     /// Objects that lie freed in per-CPU slabs and count as in use.
     pub mounts: u64,
@@ -45,7 +52,7 @@ pub struct Bound {
 }
 
 /// By how much memory may grow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryBound {
     /// Dentries in use.
     pub dentries: u64,
@@ -53,6 +60,19 @@ pub struct MemoryBound {
     pub percpu_kib: u64,
     /// KiB.
     pub slab_kib: u64,
+    /// Mount ids.
+    pub mount_ids: u64,
+}
+
+/// What one look of the oracle was about, for whoever wants to see more than its verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    /// After the first iteration.
+    pub since: Footprint,
+    /// After this one: the first time that it was within the bound, or at the limit of the wait.
+    pub now: Footprint,
+    /// By how much it may be more.
+    pub bound: Bound,
 }
 
 impl Footprint {
@@ -69,6 +89,7 @@ impl Footprint {
             dentries: dentries_in_use(&state).with_context(|| format!("dentry-state reads {state:?}"))?,
             percpu_kib: field("Percpu")?,
             slab_kib: field("SUnreclaim")?,
+            mount_id: lowest_free_mount_id()?,
         })
     }
 
@@ -79,6 +100,7 @@ impl Footprint {
             dentries: self.dentries.min(other.dentries),
             percpu_kib: self.percpu_kib.min(other.percpu_kib),
             slab_kib: self.slab_kib.min(other.slab_kib),
+            mount_id: self.mount_id.min(other.mount_id),
         }
     }
 
@@ -88,12 +110,16 @@ impl Footprint {
             dentries: self.dentries.saturating_sub(since.dentries),
             percpu_kib: self.percpu_kib.saturating_sub(since.percpu_kib),
             slab_kib: self.slab_kib.saturating_sub(since.slab_kib),
+            mount_id: self.mount_id.saturating_sub(since.mount_id),
         }
     }
 
     fn is_within(self, bound: Bound) -> bool {
         let memory = |bound: MemoryBound| {
-            self.dentries <= bound.dentries && self.percpu_kib <= bound.percpu_kib && self.slab_kib <= bound.slab_kib
+            self.dentries <= bound.dentries
+                && self.percpu_kib <= bound.percpu_kib
+                && self.slab_kib <= bound.slab_kib
+                && self.mount_id <= bound.mount_ids
         };
         self.mounts.is_none_or(|mounts| mounts <= bound.mounts) && bound.memory.is_none_or(memory)
     }
@@ -102,16 +128,23 @@ impl Footprint {
 impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mounts = self.mounts.map_or("mounts unknown".to_owned(), |mounts| format!("{mounts} mounts"));
-        let Footprint { dentries, percpu_kib, slab_kib, .. } = self;
-        write!(f, "{mounts}, {dentries} dentries, {percpu_kib} KiB per-CPU, {slab_kib} KiB of slabs")
+        let Footprint { dentries, percpu_kib, slab_kib, mount_id, .. } = self;
+        write!(
+            f,
+            "{mounts}, {dentries} dentries, {percpu_kib} KiB per-CPU, {slab_kib} KiB of slabs, mount id {mount_id}"
+        )
     }
 }
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} mounts", self.mounts)?;
-        let Some(MemoryBound { dentries, percpu_kib, slab_kib }) = self.memory else { return write!(f, " more") };
-        write!(f, ", {dentries} dentries, {percpu_kib} KiB per-CPU, {slab_kib} KiB of slabs more")
+        let Some(memory) = self.memory else { return write!(f, " more") };
+        let MemoryBound { dentries, percpu_kib, slab_kib, mount_ids } = memory;
+        write!(
+            f,
+            ", {dentries} dentries, {percpu_kib} KiB per-CPU, {slab_kib} KiB of slabs, {mount_ids} mount ids more"
+        )
     }
 }
 
@@ -119,7 +152,8 @@ impl Bound {
     /// For a machine with so many CPUs on which nothing else runs. Each CPU keeps some freed objects of each kind, and the per-CPU allocator
     /// some empty pages of each CPU and one empty chunk (PCPU_EMPTY_POP_PAGES_HIGH, mm/percpu.c).
     pub fn of_cpus(cpus: u64) -> Bound {
-        let memory = MemoryBound { dentries: 64, percpu_kib: 256 + 64 * cpus, slab_kib: 1024 + 256 * cpus };
+        let memory =
+            MemoryBound { dentries: 64, percpu_kib: 256 + 64 * cpus, slab_kib: 1024 + 256 * cpus, mount_ids: 64 };
         Bound { mounts: 256 * cpus, memory: Some(memory) }
     }
 
@@ -138,25 +172,18 @@ impl Bound {
 pub struct LeakWatch {
     bound: Bound,
     warm: Option<Footprint>,
+    last: Option<Look>,
 }
 
 impl LeakWatch {
     /// For storms on this machine.
     pub fn new(bound: Bound) -> LeakWatch {
-        LeakWatch { bound, warm: None }
+        LeakWatch { bound, warm: None, last: None }
     }
 
-    /// The footprint that others are held against and the one now, in words; nothing before the first iteration is over.
-    ///
-    /// # Errors
-    /// /proc is not mounted.
-    pub fn told(&self) -> Result<Option<String>> {
-        let Some(warm) = self.warm else { return Ok(None) };
-        let now = Footprint::now()?;
-        Ok(Some(format!(
-            "the kernel kept {warm} after the first iteration and {now} after the last; bound: {}",
-            self.bound
-        )))
+    /// The last look; nothing before the second iteration is over.
+    pub fn last(&self) -> Option<Look> {
+        self.last
     }
 
     /// An iteration is over. The first one is what others are held against.
@@ -166,7 +193,11 @@ impl LeakWatch {
     pub fn iteration_over(&mut self, verdicts: &mut Verdicts) -> Result<()> {
         match self.warm {
             None => self.warm = Some(steady()?),
-            Some(warm) => verdicts.add(LEAK, judge(warm, settled(warm, self.bound)?, self.bound)),
+            Some(since) => {
+                let look = Look { since, now: settled(since, self.bound)?, bound: self.bound };
+                verdicts.add(LEAK, judge(since, look.now, look.bound));
+                self.last = Some(look);
+            }
         }
         Ok(())
     }
@@ -214,6 +245,20 @@ pub fn judge(since: Footprint, now: Footprint, bound: Bound) -> Result<(), Strin
     Err(format!("the kernel keeps more than after the storm before ({growth} more; now {now}; bound: {bound})"))
 }
 
+/// Of a mount that is made for this alone, and closed again.
+fn lowest_free_mount_id() -> Result<u64> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let clone = open_tree(CWD, "/proc", flags).context("open_tree(/proc, OPEN_TREE_CLONE)")?;
+    let path = format!("/proc/self/fdinfo/{}", clone.as_raw_fd());
+    let info = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    mount_id_of(&info).with_context(|| format!("{path} names no mount id"))
+}
+
+/// Documentation/filesystems/proc.rst, 3.8: "mnt_id:", the id that mountinfo shows.
+fn mount_id_of(fdinfo: &str) -> Option<u64> {
+    fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+}
+
 /// In use of `mnt_cache`, from whichever of both shows it.
 fn mounts() -> Option<u64> {
     let slabinfo = fs::read_to_string("/proc/slabinfo").ok();
@@ -245,11 +290,12 @@ fn kib(meminfo: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const WARM: Footprint = Footprint { mounts: Some(40), dentries: 900, percpu_kib: 1200, slab_kib: 9000 };
+    const WARM: Footprint =
+        Footprint { mounts: Some(40), dentries: 900, percpu_kib: 1200, slab_kib: 9000, mount_id: 60 };
 
     #[test]
     fn each_part_of_a_footprint_can_fail() {
-        let memory = MemoryBound { dentries: 10, percpu_kib: 10, slab_kib: 10 };
+        let memory = MemoryBound { dentries: 10, percpu_kib: 10, slab_kib: 10, mount_ids: 10 };
         let bound = Bound { mounts: 10, memory: Some(memory) };
         assert_eq!(judge(WARM, WARM, bound), Ok(()));
         // Less than before is no leak.
@@ -259,8 +305,9 @@ mod tests {
             Footprint { dentries: 911, ..WARM },
             Footprint { percpu_kib: 1211, ..WARM },
             Footprint { slab_kib: 9011, ..WARM },
+            Footprint { mount_id: 71, ..WARM },
         ] {
-            assert!(judge(WARM, grown, bound).unwrap_err().contains("11 "), "{grown}");
+            assert!(judge(WARM, grown, bound).unwrap_err().contains("11"), "{grown}");
         }
     }
 
@@ -291,6 +338,7 @@ mod tests {
         assert_eq!(dentries_in_use("1200\n"), None);
         assert_eq!(kib("Percpu:  1200 kB\nSUnreclaim:     9000 kB\n", "SUnreclaim"), Some(9000));
         assert_eq!(kib("Percpu:  1200 kB\n", "SUnreclaim"), None);
+        assert_eq!(mount_id_of("pos:\t0\nflags:\t012000000\nmnt_id:\t60\nino:\t1\n"), Some(60));
         let slabinfo = "slabinfo - version: 2.1\nmnt_cache   40   48  320   12    1 : tunables 0 0 0\n";
         assert_eq!(mounts_of_slabinfo(slabinfo), Some(40));
     }

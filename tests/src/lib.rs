@@ -4,6 +4,7 @@ pub mod call;
 pub mod check;
 pub mod child;
 pub mod descriptors;
+pub mod disk;
 pub mod events;
 pub mod fault;
 pub mod heap;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Longest call that a histogram tells from a longer one, in ns: ten minutes, more than any limit of a boot.
 const LONGEST_CALL_NS: u64 = 600_000_000_000;
@@ -38,17 +38,32 @@ pub enum CallKind {
     Umount,
     /// umount2(2) of an overlay: a container's root or an inspection's.
     UmountRootfs,
+    /// stat(2) by a path that crosses mounts of one file system.
+    StatPlain,
+    /// open(2) and close(2) by the same path.
+    OpenPlain,
+    /// stat(2) by a path that crosses mounts of an overlay.
+    StatOverlay,
+    /// open(2) and close(2) by the same path.
+    OpenOverlay,
+    /// stat(2) by a path that leaves mounts by `..` and enters them again.
+    StatUp,
 }
 
 impl CallKind {
-    /// All of them, in the order a container start makes them.
-    pub const ALL: [CallKind; 6] = [
+    /// All of them, in the order a container start makes them, then those of the profile `paths`.
+    pub const ALL: [CallKind; 11] = [
         CallKind::OpenTree,
         CallKind::MountSetattr,
         CallKind::MoveMount,
         CallKind::OverlayMount,
         CallKind::Umount,
         CallKind::UmountRootfs,
+        CallKind::StatPlain,
+        CallKind::OpenPlain,
+        CallKind::StatOverlay,
+        CallKind::OpenOverlay,
+        CallKind::StatUp,
     ];
 
     /// Its name in a [`crate::protocol::Sample`].
@@ -60,6 +75,11 @@ impl CallKind {
             CallKind::OverlayMount => "overlay_mount",
             CallKind::Umount => "umount",
             CallKind::UmountRootfs => "umount_rootfs",
+            CallKind::StatPlain => "stat_plain",
+            CallKind::OpenPlain => "open_plain",
+            CallKind::StatOverlay => "stat_overlay",
+            CallKind::OpenOverlay => "open_overlay",
+            CallKind::StatUp => "stat_up",
         }
     }
 }
@@ -120,6 +140,12 @@ impl<'a> CallLog<'a> {
         }
         self.beat.add();
         result
+    }
+
+    /// Logs calls that were timed together: their mean, once.
+    pub fn add_mean(&mut self, kind: CallKind, elapsed: Duration, calls: u32) {
+        self.calls.latencies_ns[kind as usize].push((elapsed / calls).as_nanos() as u64);
+        self.beat.add();
     }
 
     /// Counts a umount2(2) that found its mount busy and has to be made again.

@@ -2,6 +2,7 @@
 //!
 //! The host writes one [`Job`] as JSON; the guest answers with one [`GuestEvent`] per line.
 
+use crate::leak::Look;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -60,9 +61,19 @@ pub struct StormJob {
     /// Who reads beside the storm.
     #[serde(default)]
     pub readers: Vec<Reader>,
+    /// Pause between two looks of a reader whose look is short, us.
+    #[serde(default = "usual_reader_period_us")]
+    pub reader_period_us: u32,
     /// What stands around the storm.
     #[serde(flatten)]
     pub surroundings: Surroundings,
+}
+
+/// Pause between two looks of a reader, us: often enough to be in every phase of a storm, seldom enough not to be the storm.
+pub const READER_PERIOD_US: u32 = 1000;
+
+fn usual_reader_period_us() -> u32 {
+    READER_PERIOD_US
 }
 
 /// What stands around a storm, and how closely its mounts are watched.
@@ -144,6 +155,12 @@ pub enum Reader {
 }
 
 impl Reader {
+    /// Whether it looks at one path, in some microseconds, however many mounts there are: only then may it look more often than once a
+    /// millisecond and not be the storm.
+    pub fn is_short(self) -> bool {
+        matches!(self, Reader::Stat | Reader::Openat2)
+    }
+
     /// Its name in a [`Sample`].
     pub fn name(self) -> &'static str {
         match self {
@@ -204,6 +221,8 @@ pub enum Profile {
     Recursive,
     /// In no containerd yet: layers that are never attached, handed to the overlay as descriptors.
     Fds,
+    /// Nobody's: stat(2), open(2) and close(2) by paths that cross mounts; a "container" is a round of such calls.
+    Paths,
 }
 
 /// What the layers lie on.
@@ -214,6 +233,8 @@ pub enum Storage {
     Tmpfs,
     /// ext4 on a virtio disk that the machine gives, else on a loop device.
     Ext4,
+    /// XFS on the same.
+    Xfs,
 }
 
 /// Propagation type of the storm's parent mount.
@@ -358,6 +379,9 @@ pub struct Sample {
     pub calls: BTreeMap<String, Latency>,
     /// What the oracles saw.
     pub oracle: Oracle,
+    /// What the kernel kept, if this is not the first iteration in its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leak: Option<Box<Look>>,
     /// What readers saw beside the storm, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub readers: BTreeMap<String, ReaderSample>,

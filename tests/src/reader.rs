@@ -9,6 +9,7 @@ use crate::storage::BASE;
 use crate::sys::{listmount, statmount};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_timerslack;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -22,8 +23,11 @@ use std::time::{Duration, Instant};
 /// How long readers are measured in quiet before each timed iteration.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// Pause between two turns of a reader: often enough to be in every phase of a storm, seldom enough not to be the storm.
+/// Pause between two turns of a reader that looks at everything.
 const PERIOD: Duration = Duration::from_millis(1);
+
+/// By how much a sleep may be longer than asked for: not by 50 us, which it may be otherwise (PR_SET_TIMERSLACK, prctl(2)).
+const TIMER_SLACK_NS: u64 = 1;
 
 /// How long a poll for changes of the mount table waits, so that the reader sees the end of the storm.
 const POLL_LIMIT_MS: u8 = 20;
@@ -49,11 +53,24 @@ struct Seen {
     again: u64,
 }
 
+/// Who reads, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Readers<'a> {
+    /// Who.
+    pub who: &'a [Reader],
+    /// Pause of those whose look is short; the others pause for a millisecond.
+    pub period: Duration,
+}
+
 /// Runs a storm with these readers around it.
 ///
 /// # Errors
 /// The storm's, or a reader's work that fails.
-pub fn around<T>(readers: &[Reader], storm: impl FnOnce() -> Result<T>) -> Result<(T, BTreeMap<String, ReaderSample>)> {
+pub fn around<T>(
+    readers: Readers<'_>,
+    storm: impl FnOnce() -> Result<T>,
+) -> Result<(T, BTreeMap<String, ReaderSample>)> {
+    let Readers { who: readers, period } = readers;
     if readers.is_empty() {
         return Ok((storm()?, BTreeMap::new()));
     }
@@ -62,7 +79,8 @@ pub fn around<T>(readers: &[Reader], storm: impl FnOnce() -> Result<T>) -> Resul
     let (result, seen) = std::thread::scope(|scope| {
         let start = |reader: &Reader| {
             let (reader, place, stage) = (*reader, &place, &stage);
-            scope.spawn(move || read_until_over(reader, place, stage))
+            let period = if reader.is_short() { period } else { PERIOD };
+            scope.spawn(move || read_until_over(reader, period, place, stage))
         };
         let threads: Vec<_> = readers.iter().map(start).collect();
         std::thread::sleep(QUIET);
@@ -91,7 +109,8 @@ fn sample(seen: &Seen) -> Result<ReaderSample> {
     })
 }
 
-fn read_until_over(reader: Reader, place: &Place, stage: &AtomicU8) -> Result<Seen> {
+fn read_until_over(reader: Reader, period: Duration, place: &Place, stage: &AtomicU8) -> Result<Seen> {
+    set_timerslack(TIMER_SLACK_NS).context("prctl(PR_SET_TIMERSLACK)")?;
     let mut seen = Seen::default();
     let mut sources = Sources::open(reader)?;
     loop {
@@ -107,7 +126,7 @@ fn read_until_over(reader: Reader, place: &Place, stage: &AtomicU8) -> Result<Se
             let log = if now == BEFORE { &mut seen.before_ns } else { &mut seen.during_ns };
             log.push(elapsed_ns.saturating_sub(waited.as_nanos() as u64));
         }
-        std::thread::sleep(PERIOD);
+        std::thread::sleep(period);
     }
 }
 
@@ -228,10 +247,33 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    fn every_ms(who: &[Reader]) -> Readers<'_> {
+        Readers { who, period: PERIOD }
+    }
+
+    #[test]
+    fn a_short_look_is_repeated_as_often_as_asked_and_another_is_not() {
+        let looks = |reader: Reader, period| {
+            let start = Instant::now();
+            let storm = || {
+                std::thread::sleep(Duration::from_millis(40));
+                Ok(())
+            };
+            let ((), samples) = around(Readers { who: &[reader], period }, storm).unwrap();
+            let count = samples[reader.name()].during.as_ref().map_or(0, |latency| latency.count);
+            (count, start.elapsed())
+        };
+        let often = Duration::from_micros(50);
+        assert!(looks(Reader::Stat, often).0 > 4 * looks(Reader::Stat, Duration::from_millis(10)).0);
+        // All of mountinfo is read once a millisecond at most, whatever was asked.
+        let (count, elapsed) = looks(Reader::Mountinfo, often);
+        assert!(PERIOD * count as u32 <= elapsed + PERIOD, "{count} looks in {elapsed:?}");
+    }
+
     #[test]
     fn each_reader_reads_in_quiet_and_in_the_storm() {
         let readers = [Reader::Stat, Reader::Mountinfo, Reader::Openat2];
-        let ((), samples) = around(&readers, || {
+        let ((), samples) = around(every_ms(&readers), || {
             std::thread::sleep(Duration::from_millis(30));
             Ok(())
         })
@@ -246,19 +288,19 @@ mod tests {
 
     #[test]
     fn a_poll_that_sees_nothing_measures_nothing() {
-        let ((), samples) = around(&[Reader::Poll], || Ok(())).unwrap();
+        let ((), samples) = around(every_ms(&[Reader::Poll]), || Ok(())).unwrap();
         assert!(samples["poll"].before.is_none() && samples["poll"].again == 0);
     }
 
     #[test]
     fn without_readers_there_is_only_the_storm() {
-        let (value, samples) = around(&[], || Ok(7)).unwrap();
+        let (value, samples) = around(every_ms(&[]), || Ok(7)).unwrap();
         assert!(value == 7 && samples.is_empty());
     }
 
     #[test]
     fn a_failed_storm_ends_its_readers() {
-        let result = around(&[Reader::Stat], || -> Result<()> { bail!("EBUSY") });
+        let result = around(every_ms(&[Reader::Stat]), || -> Result<()> { bail!("EBUSY") });
         assert_eq!(result.unwrap_err().to_string(), "EBUSY");
     }
 }

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 use mount_storms::events::Events;
-use mount_storms::protocol::{Manner, Profile, Propagation, Storage, StormJob, StormPoint, Surroundings};
+use mount_storms::protocol::{
+    Manner, Profile, Propagation, READER_PERIOD_US, Storage, StormJob, StormPoint, Surroundings,
+};
 use mount_storms::storage::Devices;
 use mount_storms::storm;
 use std::fs::{self, OpenOptions};
@@ -87,6 +89,7 @@ fn small_storm() -> StormJob {
         warmup_iterations: 1,
         manner: Manner::CONTAINERD,
         readers: Vec::new(),
+        reader_period_us: READER_PERIOD_US,
         surroundings: Surroundings::default(),
     }
 }

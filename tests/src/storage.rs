@@ -1,27 +1,16 @@
 //! The mount that a storm happens in: a fresh file system with the propagation that the storm asks for.
 
-use crate::loop_disk::configured;
+use crate::disk::{Disk, OnDisk, on_disk};
 use crate::protocol::{Propagation, Storage};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The folder that all of the lab's mounts lie in: a tmpfs that the guest has mounted over it.
 pub const BASE: &str = "/tmp";
-
-/// The disk that a lab machine hands over, already formatted.
-const VIRTIO_DISK: &str = "/dev/vda";
-
-/// Size of the disk that is made where the machine gives none; sparse, so mostly room for the inode tables.
-const LOOP_DISK_BYTES: u64 = 512 << 20;
-
-/// How long mke2fs(8) may take.
-const TOOL_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the storm's file system may stay busy after the storm: the kernel lets go of mounts in the background.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
@@ -45,14 +34,6 @@ pub struct Ground {
     disk: Option<Disk>,
 }
 
-/// The block device below a file system.
-#[derive(Debug)]
-struct Disk {
-    device: PathBuf,
-    /// Of a loop device: the file behind it, and a descriptor that keeps the kernel from taking it apart with the unmount.
-    made: Option<(PathBuf, File)>,
-}
-
 impl Ground {
     /// Mounts one.
     ///
@@ -61,9 +42,9 @@ impl Ground {
     pub fn mount(storage: Storage, propagation: Propagation, devices: Devices) -> Result<Ground> {
         let path = Path::new(BASE).join("storm");
         fs::create_dir_all(&path)?;
-        let disk = match storage {
-            Storage::Tmpfs => mount_tmpfs(&path).map(|()| None)?,
-            Storage::Ext4 => Some(mount_ext4(&path, devices)?),
+        let disk = match on_disk(storage) {
+            None => mount_tmpfs(&path).map(|()| None)?,
+            Some(kind) => Some(mount_disk(&path, kind, devices)?),
         };
         let ground = Ground { path, disk };
         let change = match propagation {
@@ -80,11 +61,11 @@ impl Ground {
     }
 
     /// Empties and unmounts it. That nobody holds it any more is a check of its own: a leaked mount of a layer would. So is that its device is
-    /// free as soon as umount2(2) has returned: of the superblock's claim on it nothing may be left.
+    /// free as soon as umount2(2) has returned: of the superblock's claim on it nothing may be left. Returns the device that was.
     ///
     /// # Errors
     /// A file cannot be removed, the file system stays busy, or the device is not free at once.
-    pub fn unmount(self) -> Result<()> {
+    pub fn unmount(self) -> Result<Option<PathBuf>> {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             // ext4's own folder stays: the next storm of this boot may use the same disk.
@@ -97,28 +78,9 @@ impl Ground {
             disk.claim_at_once()?;
         }
         fs::remove_dir(&self.path)?;
-        self.disk.map_or(Ok(()), Disk::remove)
-    }
-}
-
-impl Disk {
-    /// Opens the device as mkfs does, for itself alone; and makes a new file system on it where there is a mkfs and the disk is ours to wipe.
-    fn claim_at_once(&self) -> Result<()> {
-        let device = self.device.display();
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(&self.device).with_context(|| {
-            format!("umount2(2) has returned, and open({device}, O_EXCL) fails: something holds the superblock")
-        })?;
-        match (&self.made, tool("mke2fs")) {
-            (Some(_), Some(mke2fs)) => make_ext4(&mke2fs, &self.device),
-            _ => Ok(()),
-        }
-    }
-
-    /// The loop device goes with the last descriptor.
-    fn remove(self) -> Result<()> {
-        let Some((image, device)) = self.made else { return Ok(()) };
-        drop(device);
-        Ok(fs::remove_file(image)?)
+        let device = self.disk.as_ref().map(|disk| disk.device().to_owned());
+        self.disk.map_or(Ok(()), Disk::remove)?;
+        Ok(device)
     }
 }
 
@@ -131,54 +93,13 @@ pub fn mount_tmpfs(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot mount a tmpfs at {}", path.display()))
 }
 
-fn mount_ext4(path: &Path, devices: Devices) -> Result<Disk> {
-    if devices == Devices::Lab && Path::new(VIRTIO_DISK).exists() {
-        mount(VIRTIO_DISK, path, "ext4", MountFlags::empty(), None)
-            .with_context(|| format!("cannot mount {VIRTIO_DISK} as ext4: the machine must hand it over formatted"))?;
-        return Ok(Disk { device: VIRTIO_DISK.into(), made: None });
-    }
-    let Some(mke2fs) = tool("mke2fs") else {
-        bail!(
-            "no ext4 here: the machine gave no disk {VIRTIO_DISK}, and without mke2fs (e2fsprogs) no loop disk can be made"
-        );
-    };
-    let image = Path::new(BASE).join("storm.ext4");
-    File::create_new(&image)?.set_len(LOOP_DISK_BYTES)?;
-    make_ext4(&mke2fs, &image)?;
-    let (device, held) = configured(&OpenOptions::new().read(true).write(true).open(&image)?)?;
-    mount(device.as_str(), path, "ext4", MountFlags::empty(), None)
-        .with_context(|| format!("cannot mount {device} as ext4"))?;
-    Ok(Disk { device: device.into(), made: Some((image, held)) })
-}
-
-fn make_ext4(mke2fs: &Path, target: &Path) -> Result<()> {
-    let mut format = Command::new(mke2fs);
-    format.args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"]).arg(target);
-    // A loop device on a tmpfs cannot zero blocks by itself, and the kernel logs each attempt as an error of the device.
-    format.env("UNIX_IO_NOZEROOUT", "1");
-    run_within(&mut format, TOOL_LIMIT)
-}
-
-fn tool(name: &str) -> Option<PathBuf> {
-    ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
-}
-
-/// Runs a command to its end, and kills it at its limit.
-fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
-    let start = Instant::now();
-    let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {command:?}"))?;
-    let status = loop {
-        match child.try_wait()? {
-            Some(status) => break status,
-            None if start.elapsed() < limit => std::thread::sleep(POLL),
-            None => {
-                child.kill()?;
-                break child.wait()?;
-            }
-        }
-    };
-    ensure!(status.success(), "{command:?} ended after {:.1} s with {status}", start.elapsed().as_secs_f64());
-    Ok(())
+/// On the machine's disk, or a new one.
+fn mount_disk(path: &Path, kind: OnDisk, devices: Devices) -> Result<Disk> {
+    let disk = Disk::open(kind, devices)?;
+    let (device, fs_type) = (disk.device(), kind.fs_type);
+    mount(device, path, fs_type, MountFlags::empty(), None)
+        .with_context(|| format!("cannot mount {} as {fs_type}", device.display()))?;
+    Ok(disk)
 }
 
 fn unmount_within(path: &Path, limit: Duration) -> Result<()> {
@@ -191,25 +112,5 @@ fn unmount_within(path: &Path, limit: Duration) -> Result<()> {
             }
             other => return other.with_context(|| format!("umount2({}, 0)", path.display())),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tool_that_fails_is_named_with_its_status() {
-        let error = run_within(Command::new("sh").args(["-c", "exit 3"]), TOOL_LIMIT).unwrap_err().to_string();
-        assert!(error.contains("\"sh\"") && error.contains("exit status: 3"), "{error}");
-        assert!(run_within(&mut Command::new("true"), TOOL_LIMIT).is_ok());
-    }
-
-    #[test]
-    fn a_tool_that_does_not_end_is_killed() {
-        let start = Instant::now();
-        let error = run_within(Command::new("sleep").arg("60"), Duration::from_millis(50)).unwrap_err().to_string();
-        assert!(error.contains("signal: 9"), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(30));
     }
 }

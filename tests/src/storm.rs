@@ -15,14 +15,15 @@ use crate::mount_tree::{self, Mount};
 use crate::namespace_view::unique_id_at;
 use crate::peers::Peer;
 use crate::phase::{Marks, Phase, Work, run_phase};
-use crate::protocol::{GuestEvent, LedgerKind, Reader, Sample, StormJob, StormPoint};
-use crate::reader;
+use crate::protocol::{GuestEvent, LedgerKind, Sample, StormJob, StormPoint};
+use crate::reader::{self, Readers};
 use crate::storage::{Devices, Ground};
 use crate::workload::{self, Workload};
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Runs all storms of a job and sends a sample per timed iteration.
 ///
@@ -64,7 +65,7 @@ fn run_point(
         verdicts: Verdicts::default(),
         busy: 0,
         leaked: 0,
-        readers: &job.readers,
+        readers: Readers { who: &job.readers, period: Duration::from_micros(u64::from(job.reader_period_us)) },
         mount_table: &mount_tree::read,
         ledger: Ledger::open(surroundings.ledger, point.propagation, &peers)?,
         leaks: Some(LeakWatch::new(Bound::of_this_machine(devices))),
@@ -85,14 +86,15 @@ fn run_point(
     if storm.leaked > 0 {
         progress.events.note(format!("{}: {} mounts leaked, as this containerd does", described(point), storm.leaked));
     }
-    if recorded && let Some(told) = storm.leaks.as_ref().map(LeakWatch::told).transpose()?.flatten() {
-        progress.events.note(format!("{}: {told}", described(point)));
-    }
     drop(storm);
     drop(workload);
     // Their copies of the storm's mount hold its file system.
     drop(peers);
-    ground.unmount()
+    if let Some(device) = ground.unmount()? {
+        let device = device.display();
+        progress.events.note(format!("{}: {device} was free as soon as it was unmounted", described(point)));
+    }
+    Ok(())
 }
 
 /// Takes down what containerd would have left behind for good; returns what it was. Not part of the storm.
@@ -123,7 +125,7 @@ struct Storm<'a> {
     verdicts: Verdicts,
     busy: u64,
     leaked: u64,
-    readers: &'a [Reader],
+    readers: Readers<'a>,
     mount_table: &'a dyn Fn() -> Result<Vec<Mount>>,
     ledger: Option<Ledger<'a>>,
     leaks: Option<LeakWatch>,
@@ -136,7 +138,8 @@ impl Storm<'_> {
         let tables = self.ledger.as_ref().map(Ledger::tables).transpose()?;
         let beats: Vec<Beat> = (0..self.point.threads).map(|_| Beat::default()).collect();
         // Readers have no part in a warm-up.
-        let readers: &[Reader] = if marks == Marks::Region { self.readers } else { &[] };
+        let who = if marks == Marks::Region { self.readers.who } else { &[] };
+        let readers = Readers { who, ..self.readers };
         let start =
             || self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts));
         let mut verdicts = Verdicts::default();
@@ -161,14 +164,16 @@ impl Storm<'_> {
         self.verdicts.merge(checked.verdicts);
         self.busy += logs.iter().map(CallLog::busy).sum::<u64>();
         let (point, calls) = (self.point.clone(), latencies(&logs)?);
-        Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle: Default::default(), readers: read })
+        let leak = self.leaks.as_ref().and_then(LeakWatch::last).map(Box::new);
+        let oracle = Default::default();
+        Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle, leak, readers: read })
     }
 
     /// Between start and stop there is a root for each container, and what this containerd leaks.
     fn check_roots(&self, verdicts: &mut Verdicts, before: Option<&Tables>, started: &Phase<'_>) -> Result<()> {
         let (Some(ledger), Some(before)) = (&self.ledger, before) else { return Ok(()) };
         let leaked: usize = started.logs.iter().map(|log| log.leaked().len()).sum();
-        ledger.check_roots(verdicts, before, self.point.containers as usize + leaked)
+        ledger.check_roots(verdicts, before, self.workload.roots() + leaked)
     }
 
     /// What holds once all is taken down.
@@ -278,6 +283,9 @@ mod tests {
         fn cleanup(&self, _: u32, _: &mut CallLog<'_>) -> Result<()> {
             Ok(())
         }
+        fn roots(&self) -> usize {
+            0
+        }
     }
 
     /// Two iterations of `workload`, of which the first is warm-up.
@@ -292,7 +300,7 @@ mod tests {
             verdicts: Verdicts::default(),
             busy: 0,
             leaked: 0,
-            readers: &[],
+            readers: Readers { who: &[], period: Duration::ZERO },
             mount_table,
             ledger: None,
             leaks: None,

@@ -2,6 +2,7 @@
 
 use super::trials;
 use mount_storms::call::{Refused, Verdict, same};
+use mount_storms::disk;
 use mount_storms::loop_disk::LoopDisk;
 use mount_storms::requirement;
 use mount_storms::scratch::Scratch;
@@ -16,6 +17,7 @@ trials!("devices":
     an_umount_that_propagates_frees_the_disk_of_all_copies,
     a_detached_tree_that_is_closed_frees_its_disk,
     a_layers_disk_is_formatted_at_once_after_the_overlay_is_gone,
+    a_storm_sees_that_its_disk_is_held,
 );
 
 fn mounted(s: &Scratch, disk: &LoopDisk) -> Verdict {
@@ -122,6 +124,24 @@ fn a_layers_disk_is_formatted_at_once_after_the_overlay_is_gone(s: &Scratch) -> 
         disk.format().refused_with(Errno::EBUSY)?;
         s.umount("view")?;
         disk.format()?;
+    }
+    Ok(())
+}
+
+/// The check that each storm on a disk makes when it has unmounted its file system.
+fn a_storm_sees_that_its_disk_is_held(s: &Scratch) -> Verdict {
+    requirement::ext4_on_loop()?;
+    let disk = LoopDisk::with_ext4(s)?;
+    let device = std::path::Path::new(disk.path());
+    for _ in 0..10 {
+        mounted(s, &disk)?;
+        let tree = s.clone_tree("disk")?;
+        s.umount("disk")?;
+        let error = disk::claim(device).err().map(|error| format!("{error:#}"));
+        let told = error.is_some_and(|error| error.contains("something holds the superblock"));
+        same("the check tells of a held superblock", told, true)?;
+        drop(tree);
+        same("the check tells of a free disk", disk::claim(device).is_ok(), true)?;
     }
     Ok(())
 }

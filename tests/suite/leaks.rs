@@ -17,7 +17,8 @@ trials!("leaks":
 
 /// What the kernel may hold more of afterwards: half of what the fewest of these mounts would take, at 320 bytes and more for each.
 /// The per-CPU allocator keeps empty pages and a chunk of its own, so that its bound is what `Bound::of_cpus` allows two CPUs.
-const BOUND: Bound = Bound { mounts: 512, memory: Some(MemoryBound { dentries: 256, percpu_kib: 384, slab_kib: 384 }) };
+const BOUND: Bound =
+    Bound { mounts: 512, memory: Some(MemoryBound { dentries: 256, percpu_kib: 384, slab_kib: 384, mount_ids: 64 }) };
 
 /// Does some rounds to warm caches, then twenty times that, after which the kernel must hold as much as after the first.
 fn leaves_nothing(rounds: usize, round: impl FnMut() -> Verdict) -> Verdict {

@@ -11,7 +11,7 @@ use crate::process::Task;
 use crate::results::{Manifest, RESULTS_VERSION, Run};
 use crate::{compare, guest, machine, plan, report, results, setup, warning};
 use anyhow::{Context, Result};
-use mount_storms::protocol::{Manner, StormPoint, Surroundings, UserNamespaces};
+use mount_storms::protocol::{Manner, READER_PERIOD_US, StormPoint, Surroundings, UserNamespaces};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xshell::{Shell, cmd};
@@ -42,6 +42,18 @@ const AMOUNT: Amount = Amount { containers: 32, boots: 5, iterations: 3, warmup_
 /// with other seeds are the better repeats; and no cache is cold but the guest's own, which a container host's are not either.
 const AMOUNT_SIMULATED: Amount = Amount { containers: 64, boots: 4, iterations: 1, warmup_iterations: 0 };
 
+/// Pause between two looks of a reader of one path that has a CPU to itself where time is virtual, us: a storm lasts some 10 ms there, and a
+/// p99 needs hundreds of looks. One look, with its sleep and its wake-up, takes 10 us.
+const READER_PERIOD_ALONE_US: u32 = 50;
+
+/// Pause between two looks of a reader of one path, us. Where each CPU has a thread of the storm, a reader takes its time from one of them,
+/// and the storm lasts as long as its slowest thread: a look each 50 us cost a storm of 64 containers on 64 CPUs a seventh of its throughput.
+fn reader_period_us(flags: &BenchFlags, info: &MachineInfo, cpus: u32) -> u32 {
+    let alone = flags.threads.is_some_and(|threads| threads < cpus);
+    let usual = if info.has_virtual_time() && alone { READER_PERIOD_ALONE_US } else { READER_PERIOD_US };
+    flags.reader_period_us.unwrap_or(usual)
+}
+
 fn amount(info: &MachineInfo) -> Amount {
     if info.has_virtual_time() { AMOUNT_SIMULATED } else { AMOUNT }
 }
@@ -53,7 +65,7 @@ fn amount(info: &MachineInfo) -> Amount {
 pub fn bench(flags: &BenchFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
     let kind = MachineKind::parse(&flags.machine.machine)?;
     if !matches!(kind, MachineKind::Mock(_)) {
-        setup::ensure(&flags.setup, events)?;
+        setup::ensure_for(&flags.storage, &flags.setup, events)?;
     }
     machine::check(&kind)?;
     let cache = Cache::lock()?;
@@ -222,6 +234,7 @@ fn manifest(
         warmup_iterations: flags.warmup_iterations.unwrap_or(amount.warmup_iterations),
         manner: manner(flags, info),
         readers: flags.readers.iter().filter_map(|flag| flag.reader()).collect(),
+        reader_periods_us: cpus.iter().map(|&cpus| (cpus, reader_period_us(flags, info, cpus))).collect(),
         surroundings: Surroundings { peer_namespaces: flags.peer_namespaces, ledger: flags.ledger.into() },
         boots: plan::plan(flags.boots.unwrap_or(amount.boots), candidate.is_some(), &cpus, flags.seed),
         warnings: warning::collect(info).into_iter().chain(ledger_warning(flags)).collect(),
@@ -266,4 +279,29 @@ fn points(flags: &BenchFlags, info: &MachineInfo, cpus: u32) -> Vec<StormPoint> 
         }
     }
     points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::{Command, Flags};
+    use clap::Parser;
+
+    #[test]
+    fn a_reader_looks_often_only_where_it_takes_no_time_from_a_storm() {
+        let period = |args: &str, kind: &str| {
+            let Command::Bench(flags) = Flags::parse_from(format!("xtask bench {args}").split_whitespace()).command
+            else {
+                panic!("{args}")
+            };
+            let machine = crate::results::fixture::run(&[]).manifest.machine;
+            let info = MachineInfo { kind: kind.into(), simulated: kind == "simulated", ..machine };
+            reader_period_us(&flags, &info, 64)
+        };
+        assert_eq!(period("", "simulated"), 1000);
+        assert_eq!(period("--threads 64", "simulated"), 1000);
+        assert_eq!(period("--threads 63", "simulated"), 50);
+        assert_eq!(period("--threads 63", "tcg"), 1000);
+        assert_eq!(period("--reader-period-us 20", "tcg"), 20);
+    }
 }

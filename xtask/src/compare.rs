@@ -123,6 +123,7 @@ pub fn of_two_runs(first: &Run, second: &Run) -> Result<Comparison> {
         ("number of CPUs", a.machine.cpus != b.machine.cpus),
         ("topology", a.machine.topology != b.machine.topology),
         ("storms", a.points != b.points),
+        ("readers or how often they look", (&a.readers, &a.reader_periods_us) != (&b.readers, &b.reader_periods_us)),
         ("peer namespaces or ledger", a.surroundings != b.surroundings),
     ];
     if let Some((what, _)) = differs.iter().find(|(_, differs)| *differs) {
@@ -278,7 +279,12 @@ fn reader_metrics(samples: &[&Sample]) -> Result<Vec<(String, f64)>> {
 }
 
 /// One histogram for each name.
-fn merged<'a>(latencies: impl Iterator<Item = (&'a str, &'a Latency)>) -> Result<BTreeMap<&'a str, Histogram<u64>>> {
+///
+/// # Errors
+/// A histogram that cannot be read.
+pub fn merged<'a>(
+    latencies: impl Iterator<Item = (&'a str, &'a Latency)>,
+) -> Result<BTreeMap<&'a str, Histogram<u64>>> {
     let mut merged: BTreeMap<&str, Histogram<u64>> = BTreeMap::new();
     for (name, latency) in latencies {
         let histogram = decoded(latency).with_context(|| format!("the histogram of {name}"))?;

@@ -113,6 +113,10 @@ pub struct BenchFlags {
     /// Who reads beside the storm, each measured before it and during it [default: stat]
     #[arg(long, value_delimiter = ',', default_value = "stat", value_name = "READER,...")]
     pub readers: Vec<ReaderFlag>,
+    /// Pause between two looks of the readers stat and openat2, us; the others pause for 1000 [default: 1000; simulated, if --threads leaves a
+    /// CPU to them: 50]
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub reader_period_us: Option<u32>,
     /// Other mount namespaces that hear of each mount and umount of the storm
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
     pub peer_namespaces: u32,
@@ -434,6 +438,8 @@ pub enum ProfileFlag {
     Recursive,
     /// no containerd yet: layers never attached, an overlay by descriptors
     Fds,
+    /// no containers: stat, open and close by paths across mounts; a round of 1000 calls counts as a container start
+    Paths,
 }
 
 /// `--storage`.
@@ -443,6 +449,8 @@ pub enum StorageFlag {
     Tmpfs,
     /// ext4 on a virtio disk or a loop device
     Ext4,
+    /// XFS on the same
+    Xfs,
 }
 
 /// `--propagation`.
@@ -476,6 +484,7 @@ impl From<ProfileFlag> for Profile {
             ProfileFlag::Common => Profile::Common,
             ProfileFlag::Recursive => Profile::Recursive,
             ProfileFlag::Fds => Profile::Fds,
+            ProfileFlag::Paths => Profile::Paths,
         }
     }
 }
@@ -485,6 +494,7 @@ impl From<StorageFlag> for Storage {
         match flag {
             StorageFlag::Tmpfs => Storage::Tmpfs,
             StorageFlag::Ext4 => Storage::Ext4,
+            StorageFlag::Xfs => Storage::Xfs,
         }
     }
 }

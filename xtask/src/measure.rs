@@ -180,6 +180,7 @@ fn storm_job(manifest: &Manifest, planned: &PlannedBoot) -> StormJob {
         warmup_iterations: manifest.warmup_iterations,
         manner: manifest.manner,
         readers: manifest.readers.clone(),
+        reader_period_us: manifest.reader_period_us(planned.cpus),
         surroundings: manifest.surroundings,
     }
 }

@@ -4,8 +4,9 @@ use crate::failure::{Exit, Failure};
 use crate::kernel::Kernel;
 use crate::machine::{MachineInfo, Region};
 use anyhow::{Context, Result};
-use mount_storms::protocol::{Manner, Reader, Sample, StormPoint, Surroundings};
+use mount_storms::protocol::{Manner, READER_PERIOD_US, Reader, Sample, StormPoint, Surroundings};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,10 @@ pub struct Manifest {
     /// Who read beside the storms.
     #[serde(default)]
     pub readers: Vec<Reader>,
+    /// Pause between two looks of a reader whose look is short, us, by the number of CPUs. Runs from before it could be chosen name none: it
+    /// was a millisecond.
+    #[serde(default)]
+    pub reader_periods_us: BTreeMap<u32, u32>,
     /// What stood around the storms.
     #[serde(flatten)]
     pub surroundings: Surroundings,
@@ -132,6 +137,11 @@ impl Manifest {
     /// The storms of a boot.
     pub fn points_of(&self, planned: &PlannedBoot) -> Vec<StormPoint> {
         self.points.iter().filter(|point| point.cpus == planned.cpus).cloned().collect()
+    }
+
+    /// Pause between two looks of a short reader on so many CPUs, us.
+    pub fn reader_period_us(&self, cpus: u32) -> u32 {
+        self.reader_periods_us.get(&cpus).copied().unwrap_or(READER_PERIOD_US)
     }
 
     /// The numbers of CPUs, ascending.
@@ -372,7 +382,6 @@ pub mod fixture {
     use hdrhistogram::Histogram;
     use hdrhistogram::serialization::{Serializer, V2Serializer};
     use mount_storms::protocol::{Latency, Manner, Oracle, Profile, Propagation, ReaderSample, Storage};
-    use std::collections::BTreeMap;
 
     /// A storm of ten containers.
     pub fn point() -> StormPoint {
@@ -414,6 +423,7 @@ pub mod fixture {
             warmup_iterations: 0,
             manner: Manner::CONTAINERD,
             readers: Vec::new(),
+            reader_periods_us: BTreeMap::new(),
             surroundings: Surroundings::default(),
             boots: crate::plan::plan(3, true, &[2], 1),
             warnings: vec!["the host is busy".into()],
@@ -426,6 +436,7 @@ pub mod fixture {
 
     /// The run with a reader beside its storms, who pays a factor of 8, and on the candidate one of 2.
     pub fn with_reader(mut run: Run, name: &str) -> Run {
+        run.manifest.readers = vec![Reader::Stat];
         for stored in &mut run.samples {
             let slow = latency(if stored.arm == Arm::Candidate { 2_000_000 } else { 8_000_000 });
             let seen = ReaderSample { before: Some(latency(1_000_000)), during: Some(slow), again: 0 };
@@ -458,7 +469,15 @@ pub mod fixture {
         StoredSample {
             arm,
             boot,
-            sample: Sample { point: point(), iteration, elapsed_ns, calls, oracle, readers: BTreeMap::new() },
+            sample: Sample {
+                point: point(),
+                iteration,
+                elapsed_ns,
+                calls,
+                oracle,
+                leak: None,
+                readers: BTreeMap::new(),
+            },
             region: None,
             cost: None,
         }

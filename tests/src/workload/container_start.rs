@@ -178,4 +178,8 @@ impl Workload for ContainerStart {
         let rootfs = self.layout.rootfs(container);
         on_linux(self.recorded, log, |kernel, log| unmount_when_free(kernel, &rootfs, CallKind::UmountRootfs, log))
     }
+
+    fn roots(&self) -> usize {
+        self.point.containers as usize
+    }
 }

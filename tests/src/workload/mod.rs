@@ -9,6 +9,7 @@ mod fds;
 mod kernel;
 mod overlay;
 mod pass;
+mod paths;
 mod rdonly;
 mod recorded;
 mod recursive;
@@ -21,7 +22,7 @@ pub use recorded::on_linux;
 
 use crate::check::Verdicts;
 use crate::metrics::CallLog;
-use crate::protocol::{Manner, StormPoint};
+use crate::protocol::{Manner, Profile, StormPoint};
 use anyhow::Result;
 use std::path::Path;
 
@@ -47,9 +48,15 @@ pub trait Workload: Sync {
     /// # Errors
     /// The call that failed.
     fn cleanup(&self, unit: u32, log: &mut CallLog<'_>) -> Result<()>;
+
+    /// Mounts that all units together have made by the time that they are checked, and not taken down.
+    fn roots(&self) -> usize;
 }
 
 /// The load of this storm, in the mount at `root`; each mount is written down if it is `recorded`.
 pub fn of_point(point: &StormPoint, seed: u64, manner: Manner, recorded: bool, root: &Path) -> Box<dyn Workload> {
-    Box::new(container_start::ContainerStart::new(point, seed, manner, recorded, root))
+    match point.profile {
+        Profile::Paths => Box::new(paths::Paths::new(point, seed, root)),
+        _ => Box::new(container_start::ContainerStart::new(point, seed, manner, recorded, root)),
+    }
 }

@@ -6,7 +6,7 @@ use super::{common, detach, fds, rdonly, recursive};
 use crate::metrics::CallLog;
 use crate::protocol::Profile;
 use crate::user_ns::IdMap;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -61,6 +61,7 @@ impl Pass {
                 fds::mount_overlay(kernel, self.upper.as_ref(), &layers, &self.target, log)?;
                 layers.into_iter().for_each(|layer| kernel.close(layer));
             }
+            Profile::Paths => bail!("the profile paths starts no containers"),
         }
         Ok(())
     }

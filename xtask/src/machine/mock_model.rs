@@ -58,6 +58,7 @@ impl Model {
             elapsed_ns: (!wrong).then_some(elapsed as u64),
             calls: CALL_NAMES.iter().map(|name| ((*name).to_owned(), self.latency(factor))).collect(),
             oracle: Oracle { checks, failures },
+            leak: None,
             readers: BTreeMap::new(),
         }
     }
@@ -98,7 +99,7 @@ impl Model {
 mod tests {
     use super::*;
     use hdrhistogram::serialization::Deserializer;
-    use mount_storms::protocol::{Manner, Profile, Propagation, Storage};
+    use mount_storms::protocol::{Manner, Profile, Propagation, READER_PERIOD_US, Storage};
 
     fn job(iterations: u32) -> StormJob {
         let (profile, storage, propagation) = (Profile::Common, Storage::Tmpfs, Propagation::Shared);
@@ -118,6 +119,7 @@ mod tests {
             warmup_iterations: 0,
             manner: Manner::CONTAINERD,
             readers: Vec::new(),
+            reader_period_us: READER_PERIOD_US,
             surroundings: Default::default(),
         }
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::failure::exit_code;
 use crate::kernel::Kernel;
 use crate::machine::End;
-use mount_storms::protocol::{Job, Manner, Profile, Propagation, Storage, StormJob, StormPoint};
+use mount_storms::protocol::{Job, Manner, Profile, Propagation, READER_PERIOD_US, Storage, StormJob, StormPoint};
 use std::path::Path;
 
 fn kernel(name: &str) -> Kernel {
@@ -39,6 +39,7 @@ fn storm(iterations: u32) -> Work {
         warmup_iterations: 0,
         manner: Manner::CONTAINERD,
         readers: Vec::new(),
+        reader_period_us: READER_PERIOD_US,
         surroundings: Default::default(),
     })
 }

@@ -113,7 +113,7 @@ impl Qemu {
         let job = Job { protocol: PROTOCOL, seed: 1, work: Work::Shell };
         initramfs::write(&initrd, guest, &job)?;
         let events = events_path(dir);
-        let files = BootFiles { kernel: &kernel.bzimage, initrd: &initrd, console: None, events: &events, disk: None };
+        let files = BootFiles { kernel: &kernel.bzimage, initrd: &initrd, console: None, events: &events, disks: &[] };
         let mut command = Command::new(QEMU);
         command.args(arguments(self.accel, &self.topology, &files));
         command.status().with_context(|| format!("cannot start {QEMU}"))
@@ -129,13 +129,13 @@ pub fn boot_qemu(
     let kernel = boot.kernel.context("QEMU needs a kernel to boot")?;
     let initrd = boot.dir.join("initrd");
     initramfs::write(&initrd, boot.guest, boot.job)?;
-    let disk = Disk::for_job(boot.job, boot.dir)?;
+    let disks = Disk::for_job(boot.job, boot.dir)?;
     let files = BootFiles {
         kernel: &kernel.bzimage,
         initrd: &initrd,
         console: Some(&console_path(boot.dir)),
         events: &events_path(boot.dir),
-        disk: disk.as_ref().map(|disk| disk.path.clone()),
+        disks: &disks,
     };
     let log = boot.dir.join("qemu.log");
     let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;

@@ -1,8 +1,9 @@
 //! The command line of QEMU, as a pure function of what is to be booted. Each argument says why it is there.
 
+use super::disk::Disk;
 use super::topology::Topology;
 use mount_storms::protocol::EVENT_PORT;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// TCG with one host thread per vCPU, so that vCPUs really run at the same time and contend.
 const MULTI_THREADED: &str = "tcg,thread=multi";
@@ -43,8 +44,8 @@ pub struct BootFiles<'a> {
     pub console: Option<&'a Path>,
     /// Receives the guest's event lines.
     pub events: &'a Path,
-    /// Raw ext4 image, if the job wants one.
-    pub disk: Option<PathBuf>,
+    /// Raw images of the file systems that the job wants.
+    pub disks: &'a [Disk],
 }
 
 /// All arguments of QEMU for one boot.
@@ -55,7 +56,7 @@ pub fn arguments(accel: Accel, topology: &Topology, files: &BootFiles<'_>) -> Ve
     args.extend(quiet());
     args.extend(console(files.console));
     args.extend(event_port(files.events));
-    args.extend(files.disk.iter().flat_map(|disk| virtio_disk(disk)));
+    args.extend(files.disks.iter().flat_map(virtio_disk));
     args.extend(kernel(accel, files));
     if accel == Accel::Simulated {
         // The guest's RDRAND and all else that QEMU draws: the same in each boot.
@@ -155,13 +156,15 @@ fn event_port(path: &Path) -> Vec<String> {
     ])
 }
 
-fn virtio_disk(path: &Path) -> Vec<String> {
+fn virtio_disk(disk: &Disk) -> Vec<String> {
+    let Disk { path, serial } = disk;
     words([
         "-drive",
         // cache=unsafe: the disk is thrown away after the boot, so a flush to the host's disk would only measure the host's disk.
-        &format!("file={},if=none,id=layers,format=raw,cache=unsafe", path.display()),
+        &format!("file={},if=none,id={serial},format=raw,cache=unsafe", path.display()),
         "-device",
-        "virtio-blk-pci,drive=layers",
+        // The guest finds its disk by the serial number: the order of /dev/vda and /dev/vdb is the kernel's.
+        &format!("virtio-blk-pci,drive={serial},serial={serial}"),
     ])
 }
 
@@ -193,6 +196,9 @@ pub fn command_line(accel: Accel) -> String {
         // The test whether timer interrupts arrive counts them over a few ms: on a busy host none may come, and the kernel says that the
         // board is broken (check_timer(), arch/x86/kernel/apic/io_apic.c).
         words.push("no_timer_check");
+        // So is the time-stamp counter, which QEMU reads from the host's clock, held against a timer: "TSC found unstable" on a busy host
+        // (clocksource_watchdog(), kernel/time/clocksource.c).
+        words.push("tsc=nowatchdog");
     }
     if accel == Accel::Simulated {
         // The simulator's time-stamp counter counts virtual nanoseconds on all CPUs alike (simulator/src/clock.rs, TSC_KHZ): no need to
@@ -206,14 +212,14 @@ pub fn command_line(accel: Accel) -> String {
 mod tests {
     use super::*;
 
-    fn built(accel: Accel, topology: &str, disk: Option<&str>) -> String {
+    fn built(accel: Accel, topology: &str, disks: &[Disk]) -> String {
         let topology = Topology::load(topology).unwrap();
         let files = BootFiles {
             kernel: Path::new("/k/bzImage"),
             initrd: Path::new("/b/initrd"),
             console: Some(Path::new("/b/console.log")),
             events: Path::new("/b/events.jsonl"),
-            disk: disk.map(PathBuf::from),
+            disks,
         };
         arguments(accel, &topology, &files).join(" ")
     }
@@ -226,32 +232,32 @@ mod tests {
 
     #[test]
     fn tcg_is_multi_threaded_on_a_fast_booting_machine() {
-        let args = built(Accel::Tcg, "smoke", None);
+        let args = built(Accel::Tcg, "smoke", &[]);
         assert_has(
             &args,
             &["-accel tcg,thread=multi", "-M pc", "-cpu max", "-smp 2,sockets=1,cores=2,threads=1", "-m 2048M"],
         );
-        assert_has(&args, &["-no-reboot", "panic=-1", "lpj=", "no_timer_check"]);
+        assert_has(&args, &["-no-reboot", "panic=-1", "lpj=", "no_timer_check", "tsc=nowatchdog"]);
         assert!(!args.contains("-numa") && !args.contains("-drive"), "{args}");
     }
 
     #[test]
     fn the_simulated_machine_draws_and_counts_alike_in_each_boot() {
-        let args = built(Accel::Simulated, "smoke", None);
+        let args = built(Accel::Simulated, "smoke", &[]);
         assert_has(&args, &["-accel tcg,thread=multi,tb-size=512", "tsc=reliable tsc_early_khz=1000000", "-seed 1"]);
-        assert!(!built(Accel::Tcg, "smoke", None).contains("tsc="));
+        assert!(!built(Accel::Tcg, "smoke", &[]).contains("tsc=reliable"));
     }
 
     #[test]
     fn kvm_takes_the_hosts_cpu_and_real_delays() {
-        let args = built(Accel::Kvm, "smoke", None);
+        let args = built(Accel::Kvm, "smoke", &[]);
         assert_has(&args, &["-accel kvm", "-cpu host"]);
         assert!(!args.contains("lpj="), "{args}");
     }
 
     #[test]
     fn two_nodes_share_memory_and_cpus_equally() {
-        let args = built(Accel::Tcg, "r5.metal", None);
+        let args = built(Accel::Tcg, "r5.metal", &[]);
         assert_has(&args, &["-smp 96,sockets=2,cores=24,threads=2", "id=ram0,size=4096M", "id=ram1,size=4096M"]);
         assert_has(
             &args,
@@ -261,16 +267,20 @@ mod tests {
 
     #[test]
     fn console_and_events_go_to_files() {
-        let args = built(Accel::Tcg, "smoke", None);
+        let args = built(Accel::Tcg, "smoke", &[]);
         assert_has(&args, &["-serial file:/b/console.log", "file,id=events,path=/b/events.jsonl", "name=lab.events"]);
     }
 
     #[test]
-    fn a_disk_is_virtio_and_unsafe() {
-        let args = built(Accel::Tcg, "smoke", Some("/b/layers.img"));
-        assert_has(
-            &args,
-            &["file=/b/layers.img,if=none,id=layers,format=raw,cache=unsafe", "virtio-blk-pci,drive=layers"],
-        );
+    fn each_disk_is_virtio_and_unsafe_and_has_a_serial_number() {
+        let disk = |serial: &'static str| Disk { path: format!("/b/layers.{serial}").into(), serial };
+        let args = built(Accel::Tcg, "smoke", &[disk("ext4"), disk("xfs")]);
+        for part in [
+            "file=/b/layers.ext4,if=none,id=ext4,format=raw,cache=unsafe",
+            "virtio-blk-pci,drive=ext4,serial=ext4",
+            "virtio-blk-pci,drive=xfs,serial=xfs",
+        ] {
+            assert_has(&args, &[part]);
+        }
     }
 }

@@ -15,7 +15,8 @@ use crate::{bench, console, guest, measure, setup};
 use anyhow::{Context, Result};
 use header::Mutant;
 use mount_storms::protocol::{
-    Job, Manner, PROTOCOL, Profile, Propagation, Reader, Storage, StormJob, StormPoint, SuiteJob, Work,
+    Job, Manner, PROTOCOL, Profile, Propagation, READER_PERIOD_US, Reader, Storage, StormJob, StormPoint, SuiteJob,
+    Work,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -198,6 +199,7 @@ fn storm_job(cpus: u32) -> StormJob {
         manner: Manner::CONTAINERD,
         surroundings: Default::default(),
         readers: vec![Reader::Stat, Reader::Mountinfo, Reader::Listmount, Reader::Openat2, Reader::Poll],
+        reader_period_us: READER_PERIOD_US,
     }
 }
 

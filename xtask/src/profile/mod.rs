@@ -17,7 +17,7 @@ use crate::results::{new_dated_dir, write_atomically};
 use crate::{guest, setup, warning};
 use anyhow::{Context, Result};
 use evidence::Account;
-use mount_storms::protocol::{GuestEvent, Job, Manner, PROTOCOL, StormJob, StormPoint, Work};
+use mount_storms::protocol::{GuestEvent, Job, Manner, PROTOCOL, READER_PERIOD_US, StormJob, StormPoint, Work};
 use stacks::Folded;
 use std::path::Path;
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub fn profile(flags: &ProfileFlags, root: &Path, events: Events<'_>) -> Result<
         let message = format!("--machine {}: only the simulated machine can be looked into", flags.machine);
         return Err(Failure::error(Exit::Usage, message));
     }
-    setup::ensure(&flags.setup, events)?;
+    setup::ensure_for(&[flags.storage], &flags.setup, events)?;
     if flags.each {
         return waterfall::waterfall(flags, root, events);
     }
@@ -122,6 +122,7 @@ impl Look<'_> {
             warmup_iterations: 0,
             manner: Manner::MOUNTS_ALONE,
             readers: Vec::new(),
+            reader_period_us: READER_PERIOD_US,
             surroundings: Default::default(),
         };
         let job = Job { protocol: PROTOCOL, seed: self.seed, work: Work::Storm(storm) };

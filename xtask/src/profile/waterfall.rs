@@ -44,7 +44,7 @@ struct Step {
 /// # Errors
 /// As [`super::profile`].
 pub fn waterfall(flags: &ProfileFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
-    setup::ensure(&flags.setup, events)?;
+    setup::ensure_for(&[flags.storage], &flags.setup, events)?;
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
     let guest = guest::build(root, events)?;

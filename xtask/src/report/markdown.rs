@@ -1,8 +1,8 @@
 //! report.md: what was run, on what, what came out, how to read it, how to repeat it. And the index of runs.
 
 use super::curve::curves;
-use super::reader::reader_of;
-use super::{interval, mark, storm, value, verdict};
+use super::reader::{HEADER, READING as TAX_READING, reader_of, taxes};
+use super::{interval, leaks, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC, Row, of_run};
 use crate::kernel::Kernel;
 use crate::process::shown;
@@ -17,7 +17,7 @@ const READING: &str = "\
 A boot is one observation; iterations within a boot are averaged. Kernels take turns, in a seeded, balanced order. The interval is a 95 % \
 bootstrap interval of the ratio over boots. The A/A control is the baseline measured a second time, as if it were a candidate: an \
 effect inside its interval is none. *Faster* and *slower* need an interval that excludes 1 and an effect beyond the control; \
-*equivalent* means that the whole interval lies within the margin; anything else is *inconclusive*.";
+*equivalent* means that the whole interval lies within the margin; anything else is *inconclusive*. A storm of the profile `paths` starts no containers: what is counted there are rounds of 1000 calls.";
 
 /// The report.
 pub fn report(run: &Run, comparison: &Comparison) -> String {
@@ -27,11 +27,12 @@ pub fn report(run: &Run, comparison: &Comparison) -> String {
         withheld(comparison),
         scaling(run, comparison),
         throughput(comparison),
-        readers(comparison),
+        readers(run, comparison),
         setting(run, comparison),
         latencies(comparison),
         cost(run),
-        oracles(run),
+        leaks::section(run, comparison),
+        oracles(run, comparison),
         READING.to_owned() + "\n",
     ];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
@@ -64,10 +65,25 @@ fn scaling(run: &Run, comparison: &Comparison) -> String {
 }
 
 /// The reader tax (unit x) and the latencies it comes from.
-fn readers(comparison: &Comparison) -> String {
+fn readers(run: &Run, comparison: &Comparison) -> String {
+    let taxes = match taxes(run, comparison) {
+        Ok(taxes) => taxes,
+        Err(error) => return format!("## What readers pay\n\nNo figures: {error:#}\n"),
+    };
+    if taxes.is_empty() {
+        return String::new();
+    }
+    let header = format!("| {} |\n|---|---|---|---:|---:|---:|---:|---|\n", HEADER.join(" | "));
+    let lines: String = taxes.iter().map(|tax| format!("| {} |\n", tax.cells().join(" | "))).collect();
+    let mark = mark(comparison);
+    format!("## What readers pay{mark}\n\n{TAX_READING}\n\n{header}{lines}\n{}", reader_rows(comparison))
+}
+
+/// Its metrics with their intervals over boots.
+fn reader_rows(comparison: &Comparison) -> String {
     let rows = comparison.rows.iter().filter(|row| reader_of(&row.metric).is_some());
     let rows = rows.map(|row| line(format!("{}: {}", storm(row), row.metric), row)).collect();
-    let title = format!("What readers pay: latency during the storm, and over that in quiet (tax){}", mark(comparison));
+    let title = format!("What readers pay, boot by boot{}", mark(comparison));
     table(&title, "storm and metric", comparison, rows)
 }
 
@@ -122,6 +138,14 @@ fn setting(run: &Run, comparison: &Comparison) -> String {
         UserNamespaces::Before => "before the clock",
     };
     lines.push(format!("User namespaces are made {when}"));
+    if manifest.readers.iter().any(|reader| reader.is_short()) {
+        let periods: Vec<String> = manifest
+            .cpus()
+            .iter()
+            .map(|&cpus| format!("{} us on {cpus} CPUs", manifest.reader_period_us(cpus)))
+            .collect();
+        lines.push(format!("Readers of one path pause between two looks for {}", periods.join(", ")));
+    }
     lines.push(format!("Peer namespaces: {}", manifest.surroundings.peer_namespaces));
     lines.extend(
         manifest.points.iter().map(|point| {
@@ -165,14 +189,15 @@ fn cost(run: &Run) -> String {
     )
 }
 
-fn oracles(run: &Run) -> String {
+fn oracles(run: &Run, comparison: &Comparison) -> String {
     let mut checks: BTreeMap<&str, u64> = BTreeMap::new();
     for (name, count) in run.samples.iter().flat_map(|stored| &stored.sample.oracle.checks) {
         *checks.entry(name).or_default() += count;
     }
     let failures: usize = run.samples.iter().map(|stored| stored.sample.oracle.failures.len()).sum();
     let lines: String = checks.iter().map(|(name, count)| format!("* {name}: {count} checks\n")).collect();
-    format!("## Correctness, in the same run\n\n{lines}* failures: {failures}\n")
+    let ledger = leaks::full_ledger(run, comparison);
+    format!("## Correctness, in the same run\n\n{lines}{ledger}* failures: {failures}\n")
 }
 
 /// `results/README.md`: one line per storm of each run.

@@ -3,14 +3,16 @@
 mod curve;
 pub mod html;
 pub mod junit;
+mod leaks;
 mod markdown;
 mod reader;
 mod svg;
 mod terminal;
 
 use crate::compare::{Comparison, Row, Verdict};
-use crate::results::{Run, write_atomically};
+use crate::results::{Arm, Run, write_atomically};
 use anyhow::Result;
+use mount_storms::protocol::StormPoint;
 
 pub use markdown::index;
 pub use terminal::table;
@@ -41,6 +43,22 @@ fn verdict(verdict: Verdict) -> &'static str {
 /// "detach, tmpfs, shared, 10 layers, 64 CPUs".
 fn storm(row: &Row) -> String {
     format!("{}, {}, {}, {} layers, {} CPUs", row.profile, row.storage, row.propagation, row.layers, row.cpus)
+}
+
+/// The same of a run's storm.
+fn storm_of(point: &StormPoint, run: &Run) -> String {
+    let StormPoint { profile, storage, propagation, layers, .. } = point;
+    let cpus = if point.cpus == 0 { run.manifest.machine.cpus } else { point.cpus };
+    format!("{profile:?}, {storage:?}, {propagation:?}, {layers} layers, ").to_lowercase() + &format!("{cpus} CPUs")
+}
+
+/// "mainline", "patched".
+fn kernel_of(arm: Arm, comparison: &Comparison) -> String {
+    match arm {
+        Arm::Baseline => comparison.baseline.clone(),
+        Arm::Control => format!("{}, control", comparison.baseline),
+        Arm::Candidate => comparison.candidate.clone(),
+    }
 }
 
 /// "0.98 .. 1.02".

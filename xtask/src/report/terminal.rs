@@ -1,7 +1,7 @@
 //! The answer on stdout: one line per storm, the control beside the effect.
 
 use super::curve::{Curve, Line, curves};
-use super::reader::taxes;
+use super::reader::{HEADER, Tax, taxes};
 use super::{interval, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC};
 use crate::results::Run;
@@ -30,26 +30,24 @@ pub fn table(run: &Run, comparison: &Comparison) -> String {
         text += &format!("{}{}: mean (slowest .. fastest boot) by CPUs\n", curve.storm, mark(comparison));
         text += &aligned_curve(&curve);
     }
-    text += &reader_tax(comparison);
+    text += &reader_tax(run, comparison);
     for why in &comparison.withheld {
         text += &format!("no number for {why}\n");
     }
     text + &format!("report: {}\n", run.dir.join("report.md").display())
 }
 
-/// One line per storm and reader.
-fn reader_tax(comparison: &Comparison) -> String {
-    let header = ["storm", "reader", &comparison.baseline, &comparison.candidate, "verdict of p99"];
-    let mut lines = vec![header.map(str::to_owned)];
-    for tax in taxes(comparison) {
-        let [baseline, candidate] = tax.cells();
-        lines.push([tax.storm.clone(), tax.reader.to_owned(), baseline, candidate, tax.verdict().to_owned()]);
-    }
-    if lines.len() == 1 {
+/// One line per storm, reader and kernel.
+fn reader_tax(run: &Run, comparison: &Comparison) -> String {
+    let taxes = match taxes(run, comparison) {
+        Ok(taxes) => taxes,
+        Err(error) => return format!("no reader tax: {error:#}\n"),
+    };
+    if taxes.is_empty() {
         return String::new();
     }
-    let mark = mark(comparison);
-    format!("reader tax{mark}: latency during the storm over that in quiet, p50 / p99 / p99.9\n{}", aligned(&lines))
+    let lines: Vec<_> = [HEADER.map(str::to_owned)].into_iter().chain(taxes.iter().map(Tax::cells)).collect();
+    format!("what readers pay{}\n{}", mark(comparison), aligned(&lines))
 }
 
 /// A curve's table in columns: one line for each number of CPUs, one column for each kernel.
@@ -112,8 +110,8 @@ mod tests {
     fn what_readers_pay_stands_below_what_containers_get() {
         let run = fixture::with_reader(run(), "stat");
         let text = table(&run, &of_run(&run).unwrap());
-        let tax = text.lines().skip_while(|line| !line.starts_with("reader tax")).nth(2).unwrap();
-        assert!(tax.contains("stat") && tax.contains("8.00 / 8.00 / 8.00 x") && tax.ends_with("faster"), "{text}");
+        let tax = text.lines().skip_while(|line| !line.starts_with("what readers pay")).nth(3).unwrap();
+        assert!(tax.contains("stat") && tax.contains("2.00 / 2.00 / - x") && tax.ends_with("faster"), "{text}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{guest, setup, warning};
 use anyhow::{Context, Result};
 use checks::{Check, Quantum};
 use mount_storms::protocol::{
-    Job, Load, LoadJob, Manner, PROTOCOL, Profile, Propagation, Storage, StormJob, StormPoint, Work,
+    Job, Load, LoadJob, Manner, PROTOCOL, Profile, Propagation, READER_PERIOD_US, Storage, StormJob, StormPoint, Work,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -232,6 +232,7 @@ fn storm_work() -> Work {
         warmup_iterations: 0,
         manner: Manner::MOUNTS_ALONE,
         readers: Vec::new(),
+        reader_period_us: READER_PERIOD_US,
         surroundings: Default::default(),
     })
 }

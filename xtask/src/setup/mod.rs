@@ -5,10 +5,10 @@ pub mod os_release;
 
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
-use crate::flags::SetupFlags;
+use crate::flags::{SetupFlags, StorageFlag};
 use crate::process::{Task, check_interrupt};
 use anyhow::Result;
-use needs::{Missing, NEEDS, RealHost, missing};
+use needs::{Missing, NEEDS, Need, RealHost, XFS_NEEDS, missing};
 use os_release::Family;
 use std::io::IsTerminal;
 use std::process::Command;
@@ -26,9 +26,26 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(600);
 /// # Errors
 /// Something is missing and was not installed: says what, why, and the one command that installs it.
 pub fn ensure(flags: &SetupFlags, events: Events<'_>) -> Result<()> {
-    let missing_now = missing(NEEDS, &RealHost);
+    ensure_all(NEEDS, flags, events)
+}
+
+/// Makes sure as well that the host can make disks for storms on these.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for(storages: &[StorageFlag], flags: &SetupFlags, events: Events<'_>) -> Result<()> {
+    ensure_all(NEEDS, flags, events)?;
+    if storages.contains(&StorageFlag::Xfs) { ensure_all(XFS_NEEDS, flags, events) } else { Ok(()) }
+}
+
+fn ensure_all(needs: &'static [Need], flags: &SetupFlags, events: Events<'_>) -> Result<()> {
+    let missing_now = missing(needs, &RealHost);
     if missing_now.is_empty() {
-        events.hear(&Event::Note(format!("set-up: this host has all {} things that mountlab needs", NEEDS.len())));
+        let names = match needs {
+            [only] => format!("{} as well", only.name()),
+            _ => format!("all {} things that mountlab needs", needs.len()),
+        };
+        events.hear(&Event::Note(format!("set-up: this host has {names}")));
         return Ok(());
     }
     let host = os_release::read();
@@ -39,7 +56,7 @@ pub fn ensure(flags: &SetupFlags, events: Events<'_>) -> Result<()> {
         return Err(Failure::error(Exit::Unavailable, plan.refusal()));
     }
     plan.install(events)?;
-    match missing(NEEDS, &RealHost) {
+    match missing(needs, &RealHost) {
         left if left.is_empty() => Ok(()),
         left => Err(Failure::error(Exit::Unavailable, Plan { missing: left, ..plan }.still_missing())),
     }

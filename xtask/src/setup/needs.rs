@@ -99,7 +99,15 @@ pub const NEEDS: &[Need] = &[
     program("setpriv", "ending a child with its parent", ["util-linux"; 3]),
 ];
 
+/// What storms on XFS need besides.
+pub const XFS_NEEDS: &[Need] = &[program("mkfs.xfs", "disks for storms on XFS", ["xfsprogs"; 3])];
+
 impl Need {
+    /// What it is.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// The package that has it. An unknown distribution gets Debian's names.
     pub fn package(&self, family: Family) -> &'static str {
         match family {
