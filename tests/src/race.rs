@@ -5,7 +5,7 @@
 
 use crate::splat::has_marker;
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 /// What begins a report (kernel/kcsan/report.c); the functions follow.
@@ -35,22 +35,33 @@ struct KnownRace {
 /// The two functions of a race, in alphabetical order; equal if one races with itself.
 pub type Race = (String, String);
 
+/// Races, each with the first report of it.
+pub type Races = BTreeMap<Race, String>;
+
 /// A log without the reports of races, and the races. What stands between a report's frames is its own, whatever its level, but for what no
 /// report says (a marker of the splat policy): that is another CPU's. The log may begin or end in the middle of a report, as a trial's does.
-pub fn split(log: &str) -> (String, BTreeSet<Race>) {
-    let (mut rest, mut races) = (Vec::new(), BTreeSet::new());
+pub fn split(log: &str) -> (String, Races) {
+    let (mut rest, mut races) = (Vec::new(), Races::new());
+    let mut report: Option<(Race, String)> = None;
     let mut frame: Option<&str> = None;
-    let (mut inside, mut first) = (false, true);
+    let mut first = true;
     for line in log.lines() {
         let is_frame = line.contains(FRAME);
-        if inside {
-            inside = !is_frame;
-            rest.extend(has_marker(line).then_some(line));
+        if let Some((race, mut told)) = report.take() {
+            match has_marker(line) {
+                true => rest.push(line),
+                false if is_frame => {}
+                false => told += &format!("{}\n", text_of(line)),
+            }
+            match is_frame {
+                true => drop(races.entry(race).or_insert(told)),
+                false => report = Some((race, told)),
+            }
             continue;
         }
         if let Some(race) = race_in(line) {
-            races.insert(race);
-            (frame, inside, first) = (None, true, false);
+            report = Some((race, String::new()));
+            (frame, first) = (None, false);
             continue;
         }
         if let Some(frame) = frame.take() {
@@ -73,8 +84,18 @@ pub fn split(log: &str) -> (String, BTreeSet<Race>) {
     {
         rest.retain(|line| has_marker(line));
     }
+    // The last one may be cut off.
+    if let Some((race, told)) = report {
+        races.entry(race).or_insert(told);
+    }
     let text = rest.iter().flat_map(|line| [line, "\n"]).collect();
     (text, races)
+}
+
+/// A line of the console (`<3>[    2.0] text`) or of /dev/kmsg (`3,1,2,-;text`) without what stands before the text.
+fn text_of(line: &str) -> &str {
+    let stamped = if line.starts_with('<') { line.split_once("] ") } else { line.split_once(';') };
+    stamped.map_or(line, |(_, text)| text).trim_end()
 }
 
 /// "data-race in a / b" or "data-race in a+0x1/0x2" (a race with what is not known).
@@ -120,7 +141,10 @@ mod tests {
     fn a_report_is_taken_out_whole_and_named() {
         let (rest, races) = split(LOG);
         assert_eq!(rest, "<6>[    1.0] before\n<6>[    3.0] after\n");
-        assert_eq!(races, BTreeSet::from([race("__legitimize_mnt", "mntput_no_expire")]));
+        assert_eq!(Vec::from_iter(races.keys()), [&race("__legitimize_mnt", "mntput_no_expire")]);
+        let told =
+            "\nwrite to 0xffff888004a3c0a4 of 4 bytes by task 70 on cpu 1:\n mntput_no_expire+0x5a/0x3e0\nReported by";
+        assert!(races.values().all(|report| report.starts_with(told)), "{races:?}");
         assert_eq!(crate::splat::judge_console(&rest), [""; 0]);
     }
 

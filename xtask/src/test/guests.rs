@@ -12,8 +12,7 @@ use anyhow::{Context, Result};
 use mount_storms::protocol::{
     GuestEvent, Job, Outcome, PROTOCOL, Profile, SelftestJob, StormJob, SuiteJob, TrialResult, Work,
 };
-use mount_storms::race::{self, Race};
-use std::collections::BTreeSet;
+use mount_storms::race::{self, Races};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -97,7 +96,7 @@ fn subject(name: &str, flags: &TestFlags, workshop: &Workshop<'_>, events: Event
 struct Made {
     boots: Vec<Booted>,
     trials: Vec<TrialResult>,
-    races: BTreeSet<Race>,
+    races: Races,
 }
 
 impl Made {
@@ -253,7 +252,7 @@ fn storms(flags: &TestFlags, cpus: u32) -> Option<StormJob> {
 }
 
 /// A boot whose console shows nothing but data races has not ended badly: they are judged one by one. Anywhere else a race is a splat.
-fn without_races(log: BootLog) -> (BootLog, BTreeSet<Race>) {
+fn without_races(log: BootLog) -> (BootLog, Races) {
     let console = fs::read(&log.console).unwrap_or_default();
     let (rest, races) = race::split(&String::from_utf8_lossy(&console));
     let was_done = log.events.last() == Some(&GuestEvent::Done);
