@@ -4,7 +4,7 @@ use crate::kernel::Kernel;
 use crate::machine::MachineInfo;
 use crate::results::write_atomically;
 use crate::test::Totals;
-use crate::{bench, warning};
+use crate::{bench, small_storm, warning};
 use anyhow::Result;
 use mount_storms::protocol::{Outcome, TrialResult};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,6 @@ const VERSION: u32 = 1;
 
 /// Areas of trials that are not the suite's own.
 const SELFTESTS: &str = "selftest::";
-const STORMS: &str = "storm::";
 const RACES: &str = "kcsan::";
 
 /// One boot.
@@ -56,7 +55,9 @@ impl Tested {
     /// From the trials as they were judged.
     pub fn of(kernel: &Kernel, boots: Vec<Booted>, trials: &[TrialResult]) -> Tested {
         let area = |area: &'static str| trials.iter().filter(move |trial| trial.name.starts_with(area));
-        let is_own = |trial: &&TrialResult| ![SELFTESTS, STORMS, RACES].iter().any(|area| trial.name.starts_with(area));
+        let is_own = |trial: &&TrialResult| {
+            ![SELFTESTS, small_storm::AREA, RACES].iter().any(|area| trial.name.starts_with(area))
+        };
         let (mut failures, mut skipped) = (BTreeMap::new(), BTreeMap::new());
         for trial in trials {
             match &trial.outcome {
@@ -73,7 +74,7 @@ impl Tested {
             patches: kernel.series.len(),
             suite: Totals::of_trials(trials.iter().filter(is_own)),
             selftests: Totals::of_trials(area(SELFTESTS)),
-            storms: Totals::of_trials(area(STORMS)),
+            storms: Totals::of_trials(area(small_storm::AREA)),
             failures,
             skipped,
             known_races: races.map(|race| race.name.trim_start_matches(RACES).to_owned()).collect(),

@@ -44,9 +44,12 @@ pub fn job(profiles: &[Profile], cpus: u32, size: Size) -> StormJob {
     }
 }
 
+/// Area of the storms among trials.
+pub const AREA: &str = "storm::";
+
 /// Name of a profile's storm among trials.
 pub fn name(profile: Profile) -> String {
-    format!("storm::{profile:?}").to_lowercase()
+    format!("{AREA}{profile:?}").to_lowercase()
 }
 
 /// The storms of a boot as trials. One that did not come to its end has failed.
