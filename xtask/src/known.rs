@@ -3,8 +3,9 @@
 //! The kernel's selftests are not ours. Some cases need what a small guest does not have, some are out of step with their kernel; a trial of
 //! our own that fails on mainline is wrong (ARCHITECTURE.md, invariant 3), but a selftest is only set aside, and said so.
 
+use crate::kernel::Reach;
 use mount_storms::protocol::{Outcome, TrialResult};
-use mount_storms::race::{self, Races};
+use mount_storms::race::{self, Race, Races};
 use std::collections::BTreeMap;
 
 /// Area of the selftests.
@@ -23,16 +24,21 @@ pub struct Known {
     races: Races,
 }
 
-/// Data races of a boot as trials, each named by its two functions: of mainline (`known` is none then) they are told, and so is what is known.
-/// Any other has failed, and its report says where to look.
-pub fn races(found: &Races, known: Option<&Known>) -> Vec<TrialResult> {
-    let told = |(race, report): (&(String, String), &String)| {
-        let is_known = race::is_known(race) || known.is_none_or(|known| known.races.contains_key(race));
-        let outcome = match is_known {
-            true => Outcome::Skipped { why: "a data race of mainline".into() },
-            false => Outcome::Failed { why: format!("a data race that mainline did not show\n{report}") },
+/// Data races of a boot as trials, each named by its two functions. Those of mainline (`known` is none then) are told, and so is what is known.
+/// Which races a run meets is chance, so one that mainline did not show is told as well where the patches have nothing to do with it. Any
+/// other has failed, and its report says where to look.
+pub fn races(found: &Races, known: Option<&Known>, reach: Option<&Reach>) -> Vec<TrialResult> {
+    let told = |((one, other), report): (&Race, &String)| {
+        let race = (one.clone(), other.clone());
+        let is_mainlines = race::is_known(&race) || known.is_none_or(|known| known.races.contains_key(&race));
+        let outcome = if is_mainlines {
+            Outcome::Skipped { why: "a data race of mainline".into() }
+        } else if reach.is_some_and(|reach| !reach.touches((one, other), report)) {
+            Outcome::Skipped { why: "a data race that the patches have nothing to do with".into() }
+        } else {
+            Outcome::Failed { why: format!("a data race that mainline did not show\n{report}") }
         };
-        TrialResult { name: format!("kcsan::{} / {}", race.0, race.1), outcome, elapsed_ms: 0 }
+        TrialResult { name: format!("kcsan::{one} / {other}"), outcome, elapsed_ms: 0 }
     };
     found.iter().map(told).collect()
 }
@@ -162,10 +168,13 @@ mod tests {
         let race = |other: &str| (("attach_mnt".to_owned(), other.to_owned()), "read by task 1".to_owned());
         let found = Races::from([race("old"), race("new")]);
         let (known, _) = Known::of_mainline(Vec::new(), Races::from([race("old")]));
-        let told = races(&found, Some(&known));
+        let told = races(&found, Some(&known), None);
         assert_eq!(outcomes(&told), [("kcsan::attach_mnt / new", "failed"), ("kcsan::attach_mnt / old", "skipped")]);
         assert!(matches!(&told[0].outcome, Outcome::Failed { why } if why.ends_with("read by task 1")));
-        assert!(races(&found, None).iter().all(|trial| matches!(trial.outcome, Outcome::Skipped { .. })));
+        // Patches that change nothing reach nothing.
+        let told = races(&found, Some(&known), Some(&Reach::default()));
+        assert!(matches!(&told[0].outcome, Outcome::Skipped { why } if why.contains("nothing to do with")), "{told:?}");
+        assert!(races(&found, None, None).iter().all(|trial| matches!(trial.outcome, Outcome::Skipped { .. })));
     }
 
     #[test]

@@ -46,8 +46,8 @@ pub struct Tested {
     failures: BTreeMap<String, String>,
     /// Why trials were skipped, and how many.
     skipped: BTreeMap<String, u64>,
-    /// Data races that mainline has as well.
-    known_races: Vec<String>,
+    /// Data races that are no failures, and why.
+    races: BTreeMap<String, String>,
     boots: Vec<Booted>,
 }
 
@@ -67,7 +67,10 @@ impl Tested {
                 Outcome::Skipped { why } => *skipped.entry(first_line(why)).or_default() += 1,
             }
         }
-        let races = area(RACES).filter(|race| matches!(race.outcome, Outcome::Skipped { .. }));
+        let race = |race: &TrialResult| match &race.outcome {
+            Outcome::Skipped { why } => Some((race.name.trim_start_matches(RACES).to_owned(), why.clone())),
+            _ => None,
+        };
         Tested {
             kernel: kernel.name.clone(),
             key: kernel.key.clone(),
@@ -77,7 +80,7 @@ impl Tested {
             storms: Totals::of_trials(area(small_storm::AREA)),
             failures,
             skipped,
-            known_races: races.map(|race| race.name.trim_start_matches(RACES).to_owned()).collect(),
+            races: area(RACES).filter_map(race).collect(),
             boots,
         }
     }
@@ -86,15 +89,16 @@ impl Tested {
         self.boots.iter().map(|boot| boot.wall_s).sum()
     }
 
-    /// What the kernel said: its own data races, those of mainline, and boots that ended badly.
+    /// What the kernel said: data races, and boots that ended badly.
     fn reports(&self) -> String {
         let own = self.failures.keys().filter(|name| name.starts_with(RACES)).count();
         let ended = self.boots.iter().filter(|boot| boot.ended.is_some()).count();
         let counted = [(own, "data races of its own"), (ended, "boots that ended badly")];
         let bad = counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("**{count} {what}**"));
-        let known =
-            (!self.known_races.is_empty()).then(|| format!("{} data races of mainline", self.known_races.len()));
-        let words: Vec<String> = bad.chain(known).collect();
+        let mut told = BTreeMap::new();
+        self.races.values().for_each(|why| *told.entry(why).or_insert(0) += 1);
+        let told = told.into_iter().map(|(why, count)| format!("{count} times {why}"));
+        let words: Vec<String> = bad.chain(told).collect();
         if words.is_empty() { "none".into() } else { words.join(", ") }
     }
 }
@@ -208,8 +212,8 @@ impl Tested {
         for (why, count) in &self.skipped {
             text += &format!("  * skipped: {count}: {why}\n");
         }
-        for race in &self.known_races {
-            text += &format!("  * a data race of mainline: {race}\n");
+        for (race, why) in &self.races {
+            text += &format!("  * {why}: {race}\n");
         }
         text
     }
@@ -267,8 +271,8 @@ mod tests {
             (tested.suite, tested.selftests, tested.storms),
             (totals(1, 0, 2), totals(0, 1, 0), totals(1, 0, 0))
         );
-        assert_eq!((tested.skipped["one CPU"], tested.failures.len(), tested.known_races.len()), (2, 2, 1));
-        assert_eq!(tested.reports(), "**1 data races of its own**, 1 data races of mainline");
+        assert_eq!((tested.skipped["one CPU"], tested.failures.len(), tested.races.len()), (2, 2, 1));
+        assert_eq!(tested.reports(), "**1 data races of its own**, 1 times a data race of mainline");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::totals::{Totals, told};
 use crate::event::{Event, Events};
 use crate::flags::TestFlags;
-use crate::kernel::{Kernel, Selftests, Workshop};
+use crate::kernel::{Kernel, Reach, Selftests, Workshop};
 use crate::known::{self, Known};
 use crate::lanes::{self, Booted, Tested};
 use crate::machine::{self, Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
@@ -86,12 +86,14 @@ struct Subject {
     kernel: Kernel,
     /// Its own selftests; nothing with `--no-selftests`.
     selftests: Option<Selftests>,
+    /// What its patches can have to do with.
+    reach: Option<Reach>,
 }
 
 fn subject(name: &str, flags: &TestFlags, workshop: &Workshop<'_>, events: Events<'_>) -> Result<Subject> {
     let kernel = workshop.prepare(name, &["base", &flags.lane], events)?;
     let selftests = if flags.no_selftests { None } else { Some(workshop.selftests(name, events)?) };
-    Ok(Subject { kernel, selftests })
+    Ok(Subject { kernel, selftests, reach: workshop.reach(name, events)? })
 }
 
 /// What the boots of one kernel showed, not yet judged.
@@ -216,7 +218,7 @@ impl<'a> Lab<'a> {
     /// is mainline: what its selftests do, and its data races, become known.
     fn tell(&self, subject: &Subject, made: Made, known: &mut Option<Known>) -> Result<(Totals, Tested)> {
         let Made { boots, trials, races } = made;
-        let mut raced = known::races(&races, known.as_ref());
+        let mut raced = known::races(&races, known.as_ref(), subject.reach.as_ref());
         if known.is_none() && races.is_empty() && self.flags.filter.is_none() && self.flags.lane == KCSAN {
             raced.push(asleep());
         }
