@@ -34,11 +34,19 @@ impl Reach {
         Some(reach)
     }
 
-    /// Whether it has to do with a report: with one of the two functions that it names, or with one that called them.
+    /// Whether it has to do with a report: with one of the two functions that it names, or with one that called them. What an interrupt
+    /// interrupted has not called it.
     pub fn touches(&self, (one, other): (&str, &str), report: &str) -> bool {
-        let is_called = |line: &str| self.changed.contains(line.trim().split(['+', '.']).next().unwrap_or_default());
-        [one, other].iter().any(|name| self.changed.contains(*name) || self.including.contains(*name))
-            || report.lines().any(is_called)
+        if [one, other].iter().any(|name| self.changed.contains(*name) || self.including.contains(*name)) {
+            return true;
+        }
+        let mut interrupted = false;
+        report.lines().any(|line| {
+            let name = line.trim().split(['+', '.']).next().unwrap_or_default();
+            // A stack begins below "read to 0x1 of 8 bytes by task 1 on cpu 0:".
+            interrupted = !line.contains(" bytes by ") && (interrupted || name.starts_with("asm_"));
+            !interrupted && self.changed.contains(name)
+        })
     }
 }
 
@@ -113,6 +121,9 @@ mod tests {
         let stack = "read to 0x1 of 8 bytes by task 1 on cpu 0:\n lookup+0x1/0x2\n alone.isra.0+0x3/0x4\n";
         assert!(reach.touches(("lookup", "tick"), stack));
         assert!(!reach.touches(("lookup", "tick"), &stack.replace("alone", "walk")));
+        let interrupted = stack.replace(" alone", " asm_sysvec_apic_timer_interrupt+0x1/0x2\n alone");
+        assert!(!reach.touches(("lookup", "tick"), &interrupted));
+        assert!(reach.touches(("lookup", "tick"), &(interrupted + stack)));
     }
 
     #[test]
