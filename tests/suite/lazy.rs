@@ -10,11 +10,13 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags};
 use std::env::set_current_dir;
 use std::fs;
+use std::io::Write;
 
 trials!("lazy":
     a_tree_that_went_shows_what_its_own_mounts_covered,
     a_tree_that_went_hides_what_locked_mounts_covered,
     a_tree_that_went_cannot_be_mounted_on,
+    a_writer_goes_on_in_a_view_that_went_while_the_disk_stays,
     a_tree_that_went_stays_apart_from_what_comes_to_its_place,
     a_directory_held_open_still_leads_up_to_the_root_of_its_mount,
     a_tree_removed_elsewhere_hides_what_its_mounts_covered,
@@ -72,6 +74,20 @@ fn a_tree_that_went_cannot_be_mounted_on(s: &Scratch) -> Verdict {
     let errno = bind.err().map(|refusal| refusal.errno);
     same("refused with ENOENT or EINVAL", matches!(errno, Some(Errno::ENOENT | Errno::EINVAL)), true)?;
     s.mounted_are(&["other"])
+}
+
+fn a_writer_goes_on_in_a_view_that_went_while_the_disk_stays(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.bind("disk", "view")?;
+    let mut file = s.open_writer("view/file")?;
+    s.umount_lazily("view")?;
+    // Room for what is freed too early to be used again.
+    for n in 0..20 {
+        s.bind("disk", &format!("other{n}"))?;
+        named("write", file.write_all(b"x"))?;
+    }
+    drop(file);
+    same("what was written", s.read("disk/file")?.len(), 20)
 }
 
 fn a_tree_that_went_stays_apart_from_what_comes_to_its_place(s: &Scratch) -> Verdict {

@@ -1,17 +1,19 @@
 //! What the kernel keeps after thousands of mounts that came and went: nothing that grows.
 
 use super::trials;
-use mount_storms::call::Verdict;
+use mount_storms::call::{Refused, Verdict};
 use mount_storms::leak::{Bound, MemoryBound, judge, settled, steady};
 use mount_storms::requirement;
 use mount_storms::scratch::Scratch;
 use mount_storms::second_namespace::SecondNamespace;
+use nix::errno::Errno;
 use nix::mount::MsFlags;
 
 trials!("leaks":
     ten_thousand_mounts_leave_nothing_behind,
     thousands_of_propagated_mounts_leave_nothing_behind,
     namespaces_leave_nothing_behind,
+    refused_clones_leave_nothing_behind,
     mounts_that_stay_are_noticed,
 );
 
@@ -61,6 +63,12 @@ fn namespaces_leave_nothing_behind(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
     (0..19).try_for_each(|n| s.bind("disk", &format!("view{n}")))?;
     leaves_nothing(100, || SecondNamespace::copy().map(drop))
+}
+
+fn refused_clones_leave_nothing_behind(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.make("disk", MsFlags::MS_UNBINDABLE)?;
+    leaves_nothing(200, || (0..50).try_for_each(|_| s.clone_tree("disk").refused_with(Errno::EINVAL)))
 }
 
 fn mounts_that_stay_are_noticed(s: &Scratch) -> Verdict {

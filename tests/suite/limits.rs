@@ -1,4 +1,4 @@
-//! Limits: fs.mount-max, and that what it refuses is not counted.
+//! Limits: fs.mount-max, that what it refuses is not counted, and that there is no other.
 
 use super::trials;
 use anyhow::Context;
@@ -6,8 +6,10 @@ use mount_storms::call::{Refused, Verdict, named, same};
 use mount_storms::mountinfo;
 use mount_storms::requirement;
 use mount_storms::scratch::{Scratch, through};
+use mount_storms::sys;
 use nix::errno::Errno;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 trials!("limits":
     a_full_namespace_refuses_a_mount_until_one_is_gone,
@@ -15,7 +17,12 @@ trials!("limits":
     a_mount_that_would_reach_too_many_peers_reaches_none,
     what_was_refused_is_not_counted,
     a_detached_tree_that_does_not_fit_stays_usable,
+    thousands_of_mounts_are_made_while_no_worker_gets_a_cpu,
 );
+
+/// Trees that are made in one go. Their counters, 12 bytes each, take five times what the per-CPU allocator keeps ready for those who may not sleep
+/// (PCPU_EMPTY_POP_PAGES_HIGH, mm/percpu.c: 4 pages).
+const BURST: usize = 160;
 
 const MOUNT_MAX: &str = "/proc/sys/fs/mount-max";
 
@@ -118,4 +125,27 @@ fn a_detached_tree_that_does_not_fit_stays_usable(s: &Scratch) -> Verdict {
     s.umount(&format!("place{}", filled - 1))?;
     s.attach(&tree, "one more")?;
     same("the file", s.read("one more/file")?, "content")
+}
+
+fn thousands_of_mounts_are_made_while_no_worker_gets_a_cpu(s: &Scratch) -> Verdict {
+    requirement::own_kernel()?;
+    s.tmpfs("disk")?;
+    (0..49).try_for_each(|n| s.tmpfs(&format!("disk/{n}")))?;
+    let cpus = std::thread::available_parallelism()?.get();
+    let over = AtomicBool::new(false);
+    // The kernel prepares memory for what may not sleep in a worker, which runs on none of the CPUs that these are busy on.
+    std::thread::scope(|scope| {
+        for _ in 1..cpus {
+            scope.spawn(|| {
+                let alone = sys::run_before_all_others();
+                while alone.is_ok() && !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let made = named("sched_setscheduler(SCHED_FIFO)", sys::run_before_all_others())
+            .and_then(|()| (0..BURST).map(|_| s.clone_tree_recursively("disk")).collect::<Result<Vec<_>, _>>());
+        over.store(true, Ordering::Relaxed);
+        same("trees of fifty mounts", made?.len(), BURST)
+    })
 }

@@ -24,6 +24,7 @@ mod races;
 mod receivers;
 mod references;
 mod remount;
+mod shown;
 mod statmount;
 mod umount;
 mod walks;
@@ -83,6 +84,7 @@ const AREAS: &[&[Trial]] = &[
     covers::TRIALS,
     receivers::TRIALS,
     references::TRIALS,
+    shown::TRIALS,
     watchers::TRIALS,
 ];
 

@@ -1,6 +1,7 @@
 //! Names that something is mounted on: busy where the mount is seen, removable from where it is not.
 
 use super::trials;
+use anyhow::Context;
 use mount_storms::call::{Call, Refused, Verdict, named, same};
 use mount_storms::scratch::Scratch;
 use mount_storms::second_namespace::SecondNamespace;
@@ -19,6 +20,7 @@ trials!("names":
     removing_the_place_elsewhere_spares_mounts_of_the_same_disk,
     an_open_file_outlives_the_removal_of_its_mount_point,
     nothing_can_be_mounted_in_a_removed_directory,
+    a_source_of_all_characters_is_one_field_of_mountinfo,
 );
 
 fn rmdir(s: &Scratch, name: &str) -> Call {
@@ -130,4 +132,23 @@ fn removing_the_place_elsewhere_spares_mounts_of_the_same_disk(s: &Scratch) -> V
     other.inside(|| Ok(rmdir(s, "home/place")?))?;
     same("the file through another mount", s.read("view/file")?, "content")?;
     s.mounted_are(&["home", "view", "whole"])
+}
+
+fn a_source_of_all_characters_is_one_field_of_mountinfo(s: &Scratch) -> Verdict {
+    let source: Vec<u8> = (1..=255).collect();
+    let at = s.dir("disk")?;
+    let flags = rustix::mount::MountFlags::empty();
+    named("mount(all characters, disk, tmpfs)", rustix::mount::mount(&source[..], &at, "tmpfs", flags, c""))?;
+    // fs/proc_namespace.c, mangle(): these as octal numbers, everything else as it is.
+    let escaped = |byte: &u8| match byte {
+        b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+        _ => vec![*byte],
+    };
+    let expected: Vec<u8> = source.iter().flat_map(escaped).collect();
+    let table = named("read(mountinfo)", fs::read("/proc/thread-self/mountinfo"))?;
+    let point = format!(" {} ", at.display());
+    let is_ours = |line: &&[u8]| line.windows(point.len()).any(|part| part == point.as_bytes());
+    let line = table.split(|byte| *byte == b'\n').find(is_ours).context("mountinfo does not show the disk")?;
+    let field = line.split(|byte| *byte == b' ').rev().nth(1).context("mountinfo has few fields")?;
+    same("the source", field.escape_ascii().to_string(), expected.escape_ascii().to_string())
 }

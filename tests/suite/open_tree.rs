@@ -4,6 +4,7 @@ use super::trials;
 use mount_storms::call::{Refused, Verdict, named, same};
 use mount_storms::requirement;
 use mount_storms::scratch::{Scratch, through};
+use mount_storms::second_namespace::SecondNamespace;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use rustix::mount::OpenTreeFlags;
@@ -22,6 +23,9 @@ trials!("open_tree":
     a_detached_tree_can_be_cloned_again,
     a_clone_of_a_shared_mount_joins_its_peer_group,
     a_clone_of_a_private_mount_has_no_peers,
+    a_clone_of_a_slave_hears_the_same_master,
+    a_clone_of_a_peer_that_is_a_slave_joins_both,
+    a_detached_tree_of_another_namespace_refuses_to_be_cloned,
     an_unbindable_mount_refuses_to_be_cloned,
     recursion_without_a_clone_is_refused,
     clones_leave_no_trace_in_the_mount_table,
@@ -131,6 +135,46 @@ fn a_clone_of_a_private_mount_has_no_peers(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
     s.attach(s.clone_tree("disk")?, "copy")?;
     same("the copy's peer group", s.mount_at("copy")?.shared, None)
+}
+
+/// A mount at "disk", and a slave of it at "slave".
+fn master_and_slave(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.make("disk", MsFlags::MS_SHARED)?;
+    s.bind("disk", "slave")?;
+    Ok(s.make("slave", MsFlags::MS_SLAVE)?)
+}
+
+fn a_clone_of_a_slave_hears_the_same_master(s: &Scratch) -> Verdict {
+    master_and_slave(s)?;
+    s.attach(s.clone_tree("slave")?, "copy")?;
+    same("the copy's master", s.mount_at("copy")?.master, s.mount_at("disk")?.shared)?;
+    s.tmpfs("disk/sub")?;
+    s.mounted_are(&["disk", "slave", "copy", "disk/sub", "slave/sub", "copy/sub"])?;
+    s.umount("disk/sub")?;
+    s.mounted_are(&["disk", "slave", "copy"])
+}
+
+fn a_clone_of_a_peer_that_is_a_slave_joins_both(s: &Scratch) -> Verdict {
+    master_and_slave(s)?;
+    s.make("slave", MsFlags::MS_SHARED)?;
+    s.attach(s.clone_tree("slave")?, "copy")?;
+    same("the copy's group", s.mount_at("copy")?.shared, s.mount_at("slave")?.shared)?;
+    same("the copy's master", s.mount_at("copy")?.master, s.mount_at("disk")?.shared)?;
+    s.tmpfs("disk/sub")?;
+    s.tmpfs("copy/own")?;
+    s.mounted_are(&["disk", "slave", "copy", "disk/sub", "slave/sub", "copy/sub", "slave/own", "copy/own"])
+}
+
+fn a_detached_tree_of_another_namespace_refuses_to_be_cloned(s: &Scratch) -> Verdict {
+    requirement::detached_trees()?;
+    s.tmpfs("disk")?;
+    let other = SecondNamespace::copy()?;
+    let tree = s.clone_tree("disk")?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = || named("open_tree(tree)", rustix::mount::open_tree(&tree, "", flags));
+    other.inside(|| clone().refused_with(Errno::EINVAL))?;
+    Ok(clone().map(drop)?)
 }
 
 fn an_unbindable_mount_refuses_to_be_cloned(s: &Scratch) -> Verdict {

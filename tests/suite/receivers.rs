@@ -12,7 +12,14 @@ trials!("receivers":
     slaves_of_an_umounted_peer_hear_the_others,
     a_busy_original_refuses_the_umount_of_its_copy,
     an_umount_of_any_copy_takes_all,
+    a_mount_that_has_changed_its_group_hears_the_new_one,
+    a_mount_finds_its_own_slaves_among_thousands_of_other_masters,
 );
+
+/// Trees of masters beside the one whose slaves are looked up, and the mounts of each. A table of mounts by group has a chain for each half MiB
+/// of memory: these are more masters than chains on the smallest machine.
+const TREES: usize = 60;
+const TREE: usize = 100;
 
 /// A shared mount at "parent".
 fn shared_parent(s: &Scratch) -> Verdict {
@@ -82,4 +89,41 @@ fn an_umount_of_any_copy_takes_all(s: &Scratch) -> Verdict {
         }
     }
     Ok(())
+}
+
+fn a_mount_that_has_changed_its_group_hears_the_new_one(s: &Scratch) -> Verdict {
+    shared_parent(s)?;
+    let before = s.mount_at("parent")?.shared;
+    s.make("parent", MsFlags::MS_PRIVATE)?;
+    // Takes the id of the group that is gone, so that the parent gets another.
+    s.tmpfs("other")?;
+    s.make("other", MsFlags::MS_SHARED)?;
+    s.make("parent", MsFlags::MS_SHARED)?;
+    same("whether the group is another", s.mount_at("parent")?.shared != before, true)?;
+    s.bind("parent", "peer")?;
+    s.tmpfs("peer/disk")?;
+    s.mounted_are(&["parent", "other", "peer", "peer/disk", "parent/disk"])?;
+    s.umount("parent/disk")?;
+    s.mounted_are(&["parent", "other", "peer"])
+}
+
+fn a_mount_finds_its_own_slaves_among_thousands_of_other_masters(s: &Scratch) -> Verdict {
+    // First, so that its group has the lowest id that is free.
+    shared_parent(s)?;
+    slave_of(s, "parent", "slave")?;
+    s.tmpfs("disk")?;
+    (1..TREE).try_for_each(|n| s.tmpfs(&format!("disk/{n}")))?;
+    for n in 0..TREES {
+        let (masters, slaves) = (format!("masters{n}"), format!("slaves{n}"));
+        s.bind_recursive("disk", &masters)?;
+        s.make(&masters, MsFlags::MS_SHARED | MsFlags::MS_REC)?;
+        s.bind_recursive(&masters, &slaves)?;
+        s.make(&slaves, MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
+    }
+    s.tmpfs("parent/disk")?;
+    same("mounts at all", s.mounts()?.len(), (2 * TREES + 1) * TREE + 4)?;
+    s.write("parent/disk/file", "content")?;
+    same("the file at the slave", s.read("slave/disk/file")?, "content")?;
+    s.umount("parent/disk")?;
+    same("whether the slave has it still", s.exists("slave/disk/file"), false)
 }

@@ -4,7 +4,7 @@ use super::races::race;
 use super::statmount::unique_id;
 use super::trials;
 use anyhow::{Context, Result};
-use mount_storms::call::{Verdict, named, same};
+use mount_storms::call::{Refused, Verdict, named, same};
 use mount_storms::idmap::{clear, set};
 use mount_storms::loop_disk::LoopDisk;
 use mount_storms::requirement;
@@ -21,6 +21,7 @@ use std::time::Duration;
 trials!("references":
     the_id_of_a_mount_in_use_is_not_given_to_another,
     ids_of_peer_groups_come_back_when_their_last_peer_is_gone,
+    a_refused_layer_keeps_no_mount_id,
     a_parent_is_named_by_its_unique_id,
     a_disk_is_free_when_its_umount_returns_whoever_walks_by,
     a_disk_can_be_read_only_after_mounts_of_it_are_gone,
@@ -71,6 +72,28 @@ fn ids_of_peer_groups_come_back_when_their_last_peer_is_gone(s: &Scratch) -> Ver
         "{rounds} shared mounts, one after the other, had {} groups",
         groups.len()
     );
+    Ok(())
+}
+
+fn a_refused_layer_keeps_no_mount_id(s: &Scratch) -> Verdict {
+    requirement::overlayfs()?;
+    // Ids of mounts are given out from below.
+    let next_id = || {
+        s.tmpfs("place")?;
+        let id = s.mount_at("place")?.id;
+        s.umount("place")?;
+        anyhow::Ok(id)
+    };
+    ["layer", "other"].iter().try_for_each(|name| s.tmpfs(name))?;
+    s.make("layer", MsFlags::MS_UNBINDABLE)?;
+    let options = format!("lowerdir={}:{}", s.path("layer").display(), s.path("other").display());
+    let rounds = 200;
+    let before = next_id()?;
+    for _ in 0..rounds {
+        s.mount("overlay", "overlay", "view", &options).refused_with(Errno::EINVAL)?;
+    }
+    let after = next_id()?;
+    anyhow::ensure!(after < before + rounds / 2, "the next id was {before}, and {after} after {rounds} refused layers");
     Ok(())
 }
 

@@ -188,6 +188,9 @@ pub struct TestFlags {
     /// Test the suite itself: boot each kernel of kernel-patches/mutants/ of this lane, say what killed it, write results/mutants.md
     #[arg(long, conflicts_with_all = ["filter", "no_guests"])]
     pub mutants: bool,
+    /// The kernel that the mistakes are made in: mainline, or one of kernels.toml with a series; its own table is results/mutants-KERNEL.md
+    #[arg(long, default_value = "mainline", value_name = "KERNEL", requires = "mutants")]
+    pub on: String,
     /// Only these mutants; what became of the others is kept from the last run
     #[arg(long, value_delimiter = ',', value_name = "NAME,...", requires = "mutants")]
     pub mutant: Vec<String>,

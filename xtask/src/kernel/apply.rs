@@ -1,4 +1,5 @@
-//! Applies a patch strictly: a hunk fits exactly where it says, or the patch is refused. No fuzz, no offset.
+//! Applies a patch strictly: a hunk fits exactly where it says, or the patch is refused. No fuzz, and no offset but where
+//! [`Patch::may_move`] allows one: then its lines must stand at one place of the file and at no other.
 
 use super::patch::{FileChange, Hunk, Patch};
 use crate::failure::{Exit, Failure};
@@ -18,7 +19,7 @@ pub fn apply_all(patches: &[Patch], read: &dyn Fn(&str) -> Option<String>) -> Re
         for change in &patch.files {
             let path = change.path();
             let old = overlay.get(path).cloned().unwrap_or_else(|| read(path));
-            let new = apply(change, old.as_deref()).map_err(|why| rejected(&patch.slug, path, &why))?;
+            let new = apply(change, old.as_deref(), patch.may_move).map_err(|why| rejected(&patch.slug, path, &why))?;
             overlay.insert(path.to_owned(), new);
         }
     }
@@ -34,7 +35,7 @@ fn rejected(slug: &str, path: &str, why: &str) -> anyhow::Error {
 }
 
 /// The new text of a file, or why not.
-fn apply(change: &FileChange, text: Option<&str>) -> Result<Option<String>, String> {
+fn apply(change: &FileChange, text: Option<&str>, may_move: bool) -> Result<Option<String>, String> {
     match (text, &change.old) {
         (None, Some(_)) => return Err("there is no such file".into()),
         (Some(_), None) => return Err("it would be a new file, and there is one".into()),
@@ -44,6 +45,7 @@ fn apply(change: &FileChange, text: Option<&str>) -> Result<Option<String>, Stri
     let mut new: Vec<&str> = Vec::new();
     let mut done = 0;
     for (index, hunk) in change.hunks.iter().enumerate() {
+        let place = if may_move { only_place } else { place };
         let start = place(hunk, &old, done).map_err(|why| format!("hunk {}{why}", index + 1))?;
         new.extend(&old[done..start]);
         new.extend(hunk.after.iter().map(String::as_str));
@@ -74,6 +76,24 @@ fn place(hunk: &Hunk, old: &[&str], done: usize) -> Result<usize, String> {
     Ok(start)
 }
 
+/// Index of the first line that the hunk replaces, if all its old lines stand there and nowhere else below what is done.
+fn only_place(hunk: &Hunk, old: &[&str], done: usize) -> Result<usize, String> {
+    let wanted = hunk.before.len();
+    if wanted == 0 {
+        return Err(" has no old lines to look for".into());
+    }
+    let is_there =
+        |start: &usize| hunk.before.iter().map(String::as_str).eq(old[*start..start + wanted].iter().copied());
+    let places: Vec<usize> = (done..(old.len() + 1).saturating_sub(wanted)).filter(is_there).collect();
+    match places[..] {
+        [one] => Ok(one),
+        [] => Err(format!(", line {}: its lines stand nowhere below line {done}", hunk.line)),
+        [first, second, ..] => {
+            Err(format!(", line {}: its lines stand at {} and at {}", hunk.line, first + 1, second + 1))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +120,26 @@ mod tests {
         for part in ["x-y.patch", "to f", "hunk 1, line 1", r#"expected "one""#, r#"found "zero""#] {
             assert!(error.to_string().contains(part), "{part} is missing in: {error}");
         }
+    }
+
+    /// The same, where hunks may move.
+    fn moved(diff: &str, text: &str) -> Result<Option<String>> {
+        let patch = Patch::parse("x-y", &format!("diff --git a/f b/f\n{diff}")).unwrap();
+        let overlay = apply_all(&[Patch { may_move: true, ..patch }], &|_| Some(text.to_owned()))?;
+        Ok(overlay["f"].clone())
+    }
+
+    #[test]
+    fn a_hunk_that_may_move_goes_to_the_only_place_that_fits() {
+        let text = "zero\none\ntwo\nthree\n4\nfive\n";
+        assert_eq!(moved(CHANGE, text).unwrap().unwrap(), "zero\none\n2\n2.5\nthree\n4\n5\n");
+        let why = |text: &str| moved(CHANGE, text).unwrap_err().to_string();
+        assert!(why("one\ntwo\n3\nfive\n").contains("hunk 1, line 1: its lines stand nowhere below line 0"));
+        assert!(why("one\ntwo\nthree\nfive\nfive\n").contains("hunk 2, line 5: its lines stand at 4 and at 5"));
+        assert!(why("five\none\ntwo\nthree\n").contains("hunk 2, line 5: its lines stand nowhere below line 4"));
+        assert!(why("").contains("nowhere"));
+        let error = moved("--- a/f\n+++ b/f\n@@ -2,0 +3 @@\n+2.5\n", text).unwrap_err();
+        assert!(error.to_string().contains("no old lines to look for"), "{error}");
     }
 
     #[test]

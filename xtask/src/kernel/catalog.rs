@@ -1,5 +1,6 @@
 //! `kernels.toml`, and what a `--kernel` means.
 
+use super::mutant::Mutants;
 use super::patch::Patch;
 use super::series;
 use crate::failure::{Exit, Failure};
@@ -8,6 +9,9 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The kernel that mutants stand on where no other is named.
+const BASE: &str = "mainline";
 
 /// `kernel-patches/`: the catalog, the queues and the mutants.
 #[derive(Debug)]
@@ -105,8 +109,7 @@ impl Catalog {
     /// # Errors
     /// There is no such kernel, or its patches cannot be read.
     pub fn prefixes(&self, name: &str) -> Result<Vec<String>> {
-        let definition = self.definitions.get(name).with_context(|| format!("kernels.toml defines no {name}"))?;
-        Ok((0..=self.queue(definition)?.len()).map(|count| format!("{name}@{count}")).collect())
+        Ok((0..=self.patches(name)?.len()).map(|count| format!("{name}@{count}")).collect())
     }
 
     /// The base, each kernel with its patches, and what else `--kernel` takes; for a person.
@@ -128,9 +131,30 @@ impl Catalog {
         self.definitions.values().filter_map(|kernel| kernel.series.as_ref()).map(|name| self.dir.join(name)).collect()
     }
 
-    /// Folder of the mutants.
-    pub fn mutants(&self) -> PathBuf {
-        self.dir.join("mutants")
+    /// The mutants of a kernel of the catalog.
+    ///
+    /// # Errors
+    /// There is no such kernel; lists those that are there.
+    pub fn mutants(&self, kernel: &str) -> Result<Mutants> {
+        Ok(Mutants::on(&self.dir.join("mutants"), self.definition(kernel)?.series.as_deref()))
+    }
+
+    /// Names of the kernels of the catalog.
+    pub fn names(&self) -> Vec<&str> {
+        self.definitions.keys().map(String::as_str).collect()
+    }
+
+    /// The patches of a kernel of the catalog.
+    ///
+    /// # Errors
+    /// There is no such kernel, or a patch cannot be read.
+    pub fn patches(&self, kernel: &str) -> Result<Vec<Patch>> {
+        self.queue(self.definition(kernel)?)
+    }
+
+    fn definition(&self, kernel: &str) -> Result<&Definition> {
+        let unknown = || usage(format!("kernels.toml has {}, and no `{kernel}`", self.names().join(", ")));
+        self.definitions.get(kernel).ok_or_else(unknown)
     }
 
     /// What a `--kernel` means.
@@ -172,11 +196,16 @@ impl Catalog {
         }
     }
 
-    fn mutant(&self, name: &str) -> Result<Recipe> {
-        if !series::slugs_in(&self.mutants()).iter().any(|slug| slug == name) {
-            return Err(usage(format!("there is no mutant `{name}`\n{}", self.choices())));
+    /// `NAME`, on the base, or `NAME@KERNEL`.
+    fn mutant(&self, spelled: &str) -> Result<Recipe> {
+        let (name, kernel) = spelled.split_once('@').unwrap_or((spelled, BASE));
+        let mutants = self.mutants(kernel)?;
+        if !mutants.names().iter().any(|known| known == name) {
+            return Err(usage(format!("there is no mutant `{name}` on {kernel}\n{}", self.choices())));
         }
-        Ok(Recipe::Base(vec![series::read_patch(&self.mutants(), name)?]))
+        let mut patches = self.patches(kernel)?;
+        patches.push(mutants.read(name)?);
+        Ok(Recipe::Base(patches))
     }
 
     fn tree(&self, name: &str) -> Result<Recipe> {
@@ -193,13 +222,19 @@ impl Catalog {
 
     /// Everything that `--kernel` takes, for a person.
     pub fn choices(&self) -> String {
-        let names: Vec<&str> = self.definitions.keys().map(String::as_str).collect();
-        let mutants: Vec<String> =
-            series::slugs_in(&self.mutants()).iter().map(|slug| format!("mutant:{slug}")).collect();
+        let folder = self.dir.join("mutants");
+        let mutants = |series: Option<&str>, at: &str| -> String {
+            let own = Mutants::on(&folder, series).own();
+            own.iter().map(|name| format!("mutant:{name}{at}, ")).collect()
+        };
+        let with_series = self.definitions.iter().filter(|(_, kernel)| kernel.series.is_some());
+        let own: String =
+            with_series.map(|(name, kernel)| mutants(kernel.series.as_deref(), &format!("@{name}"))).collect();
         format!(
-            "kernels: {}, patched@N (its first N patches), {}, the path of a kernel tree, git:URL#ref",
-            names.join(", "),
-            mutants.join(", ")
+            "kernels: {}, patched@N (its first N patches), {}mutant:NAME@KERNEL (the same mistake on another kernel), {own}\
+             the path of a kernel tree, git:URL#ref",
+            self.names().join(", "),
+            mutants(None, ""),
         )
     }
 }
@@ -238,10 +273,17 @@ mod tests {
     fn fixture() -> (tempfile::TempDir, Catalog) {
         let dir = tempfile::tempdir().unwrap();
         let patch = "diff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1 +1 @@\n-a\n+b\n";
-        for folder in ["v1", "mutants", "tree"] {
+        for folder in ["v1", "mutants", "mutants/on-v1", "tree"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
-        for file in ["v1/one.patch", "v1/two.patch", "mutants/broken.patch", "tree/Makefile", "tree/Kconfig"] {
+        for file in [
+            "v1/one.patch",
+            "v1/two.patch",
+            "mutants/broken.patch",
+            "mutants/on-v1/late.patch",
+            "tree/Makefile",
+            "tree/Kconfig",
+        ] {
             fs::write(dir.path().join(file), patch).unwrap();
         }
         fs::write(dir.path().join("kernels.toml"), TOML).unwrap();
@@ -265,6 +307,8 @@ mod tests {
         assert_eq!(slugs(&catalog, "patched@1"), ["one"]);
         assert!(slugs(&catalog, "patched@0").is_empty());
         assert_eq!(slugs(&catalog, "mutant:broken"), ["broken"]);
+        assert_eq!(slugs(&catalog, "mutant:broken@patched"), ["one", "two", "broken"]);
+        assert_eq!(slugs(&catalog, "mutant:late@patched"), ["one", "two", "late"]);
     }
 
     #[test]
@@ -283,6 +327,8 @@ mod tests {
         for (name, part) in [
             ("ptached", "kernels: mainline, patched, patched@N (its first N patches), mutant:broken"),
             ("mutant:nope", "mutant:broken"),
+            ("mutant:late", "mutant:late@patched"),
+            ("mutant:broken@nope", "kernels.toml has mainline, patched, and no `nope`"),
             ("patched@3", "patched has 2 patches"),
             ("patched@x", "patched has 2 patches"),
             ("git:https://host/linux.git", "git:URL#ref"),

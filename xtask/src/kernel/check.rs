@@ -19,7 +19,7 @@ use xshell::{Shell, cmd};
 pub struct Checked {
     /// Patches of the queues.
     pub patches: usize,
-    /// Mutants.
+    /// Mutants, counted on each kernel that they stand on.
     pub mutants: usize,
 }
 
@@ -41,14 +41,21 @@ pub fn check(catalog: &Catalog, base: &BaseTree, events: Events<'_>) -> Result<C
         checkpatch(&queue, &patches, base, events)?;
         checked.patches += patches.len();
     }
-    for slug in series::slugs_in(&catalog.mutants()) {
-        let patch = series::read_patch(&catalog.mutants(), &slug)?;
-        let faults = mutant_faults(&patch);
-        if !faults.is_empty() {
-            return Err(Failure::error(Exit::Regression, format!("mutants:\n  {}", faults.join("\n  "))));
+    for kernel in catalog.names() {
+        let mutants = catalog.mutants(kernel)?;
+        let queue = catalog.patches(kernel)?;
+        for name in mutants.names() {
+            let patch = mutants.read(&name)?;
+            let faults = mutant_faults(&patch);
+            if !faults.is_empty() {
+                return Err(Failure::error(Exit::Regression, format!("mutants:\n  {}", faults.join("\n  "))));
+            }
+            if !mutants.is_gone(&patch) {
+                applies(&[queue.clone(), vec![patch]].concat(), base)
+                    .with_context(|| format!("a mutant of {kernel}"))?;
+                checked.mutants += 1;
+            }
         }
-        applies(&[patch], base)?;
-        checked.mutants += 1;
     }
     Ok(checked)
 }

@@ -9,6 +9,7 @@ mod digest;
 mod download;
 mod foreign;
 mod kconfig;
+mod mutant;
 mod patch;
 mod queue;
 mod reach;
@@ -17,6 +18,8 @@ mod series;
 mod source;
 mod tree;
 
+pub use mutant::GONE_IN;
+pub use patch::Patch;
 pub use reach::Reach;
 pub use selftests::Selftests;
 
@@ -167,14 +170,22 @@ impl Workshop<'_> {
         Catalog::load(self.root)?.prefixes(name)
     }
 
-    /// Every mutant: its name, and the whole mail of its patch.
+    /// Every mutant of a kernel of the catalog, and the name of the kernel's series.
     ///
     /// # Errors
-    /// A patch cannot be read.
-    pub fn mutants(&self) -> Result<Vec<(String, String)>> {
-        let dir = Catalog::load(self.root)?.mutants();
-        let read = |slug: String| series::read_patch(&dir, &slug).map(|patch| (slug, patch.text));
-        series::slugs_in(&dir).into_iter().map(read).collect()
+    /// There is no such kernel, or a patch cannot be read.
+    pub fn mutants(&self, kernel: &str) -> Result<(Vec<Patch>, Option<String>)> {
+        let mutants = Catalog::load(self.root)?.mutants(kernel)?;
+        let patches = mutants.names().iter().map(|name| mutants.read(name)).collect::<Result<_>>()?;
+        Ok((patches, mutants.series().map(str::to_owned)))
+    }
+
+    /// The diffs of a kernel's series, without what their messages say; empty for the base.
+    ///
+    /// # Errors
+    /// There is no such kernel, or a patch cannot be read.
+    pub fn series_diff(&self, kernel: &str) -> Result<String> {
+        Ok(Catalog::load(self.root)?.patches(kernel)?.iter().map(Patch::diff).collect())
     }
 
     /// What there is, and what is built.

@@ -14,6 +14,8 @@ pub struct Patch {
     pub text: String,
     /// What it changes, file by file.
     pub files: Vec<FileChange>,
+    /// Whether a hunk may stand at another line than it says, where its lines stand at one place only. A patch of a queue may not.
+    pub may_move: bool,
 }
 
 /// The change of one file.
@@ -70,7 +72,12 @@ impl Patch {
         if reader.files.is_empty() {
             return Err(malformed(slug, 0, "it changes no file"));
         }
-        Ok(Patch { slug: slug.to_owned(), text: text.to_owned(), files: reader.files })
+        Ok(Patch { slug: slug.to_owned(), text: text.to_owned(), files: reader.files, may_move: false })
+    }
+
+    /// The mail without its message.
+    pub fn diff(&self) -> &str {
+        self.text.find("\ndiff --git").map_or("", |at| &self.text[at..])
     }
 
     /// What is wrong with the form of the mail, in sentences. Needs no tree.

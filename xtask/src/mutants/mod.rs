@@ -18,7 +18,7 @@ use mount_storms::protocol::{Job, PROTOCOL, Profile, SuiteJob, Work};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use table::{Finding, Findings};
+use table::{Finding, Findings, Ground};
 use verdict::Verdict;
 
 /// Limit of one trial, in seconds. A mutant that hangs one hangs it for ever: shorter than the suite's own limit.
@@ -44,28 +44,30 @@ pub fn mutants(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exi
     setup::ensure(&flags.setup, events)?;
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
-    let all = all(&workshop)?;
+    let all = all(&workshop, &flags.on)?;
     let chosen = chosen(&all, flags)?;
-    workshop.check_names(&["mainline"], &["base", &flags.lane])?;
+    workshop.check_names(&[&flags.on], &["base", &flags.lane])?;
     let kind = MachineKind::parse(&flags.machine.machine)?;
     machine::check(&kind)?;
     let topology = bench::topology(&flags.machine, flags.machine.one_cpus()?)?;
     let guest = guest::build(root, events)?;
-    let mainline = workshop.prepare("mainline", &["base", &flags.lane], events)?;
+    let whole = workshop.prepare(&flags.on, &["base", &flags.lane], events)?;
     let setting =
-        Setting { root, cache: &cache, kernel: Some(&mainline), guest: &guest, fallback: Fallback::Tcg, model: None };
+        Setting { root, cache: &cache, kernel: Some(&whole), guest: &guest, fallback: Fallback::Tcg, model: None };
     let opened = machine::open(&kind, &topology, &setting, &mut *events)?;
     events.hear(&Event::Note(opened.why));
-    let lab = Lab { workshop, guest, machine: opened.machine, lane: &flags.lane, commit: bench::commit_of(root) };
+    let ground = Ground::of(&flags.on, &workshop.series_diff(&flags.on)?);
+    let lab =
+        Lab { workshop, guest, machine: opened.machine, whole, lane: &flags.lane, commit: bench::commit_of(root) };
     let results = root.join("results");
-    let mut findings = Findings::load(&results.join("mutants.json"), &all);
+    let mut findings = Findings::load(&results, ground, &all);
     for mutant in &chosen {
         let finding = lab.judge(mutant, events).with_context(|| format!("the mutant {}", mutant.name))?;
         events.hear(&Event::Note(told(&finding)));
         findings.put(finding);
         findings.write(&results, &all)?;
     }
-    lab.confirm(&mut findings, &mainline, events)?;
+    lab.confirm(&mut findings, events)?;
     findings.write(&results, &all)?;
     for finding in findings.findings.iter().filter(|found| chosen.iter().any(|mutant| mutant.name == found.mutant)) {
         println!("{}", told(finding));
@@ -74,21 +76,25 @@ pub fn mutants(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exi
     Ok(if findings.enough() { Exit::Success } else { Exit::Regression })
 }
 
-/// Every mutant of the checkout.
-fn all(workshop: &Workshop<'_>) -> Result<Vec<Mutant>> {
-    workshop.mutants()?.iter().map(|(name, mail)| header::parse(name, mail)).collect()
+/// Every mutant of a kernel of the checkout.
+fn all(workshop: &Workshop<'_>, kernel: &str) -> Result<Vec<Mutant>> {
+    let (patches, series) = workshop.mutants(kernel)?;
+    patches.iter().map(|patch| header::parse(patch, series.as_deref())).collect()
 }
 
 /// Those that `flags` name, or all of the lane.
 fn chosen<'a>(all: &'a [Mutant], flags: &TestFlags) -> Result<Vec<&'a Mutant>> {
     if flags.mutant.is_empty() {
-        return Ok(all.iter().filter(|mutant| mutant.lane == flags.lane).collect());
+        return Ok(all.iter().filter(|mutant| mutant.lane == flags.lane && mutant.gone.is_none()).collect());
     }
     let find = |name: &String| {
         let mutant = all.iter().find(|mutant| mutant.name == *name);
         let unknown =
             || Failure::error(Exit::Usage, format!("there is no mutant `{name}`: see `cargo xtask kernel list`"));
         let mutant = mutant.ok_or_else(unknown)?;
+        if let Some(why) = &mutant.gone {
+            return Err(Failure::error(Exit::Usage, format!("the mutant `{name}` is none on {}: {why}", flags.on)));
+        }
         let other_lane = format!("the mutant `{name}` is for another lane: --lane {}", mutant.lane);
         if mutant.lane == flags.lane { Ok(mutant) } else { Err(Failure::error(Exit::Usage, other_lane)) }
     };
@@ -100,6 +106,8 @@ struct Lab<'a> {
     workshop: Workshop<'a>,
     guest: PathBuf,
     machine: Box<dyn Machine>,
+    /// The kernel that is not broken.
+    whole: Kernel,
     lane: &'a str,
     commit: String,
 }
@@ -107,7 +115,8 @@ struct Lab<'a> {
 impl Lab<'_> {
     /// Builds a mutant and boots it until something sees that it is broken: first the suite, then a storm.
     fn judge(&self, mutant: &Mutant, events: Events<'_>) -> Result<Finding> {
-        let kernel = self.workshop.prepare(&format!("mutant:{}", mutant.name), &["base", self.lane], events)?;
+        let name = format!("mutant:{}@{}", mutant.name, self.whole.name);
+        let kernel = self.workshop.prepare(&name, &["base", self.lane], events)?;
         let suite = self.boot(&kernel, "suite", Work::Suite(suite_job(&mutant.seen_by)), events)?;
         let mut wall_s = suite.wall_s;
         let mut killed = seen_in(&suite)?;
@@ -122,6 +131,7 @@ impl Lab<'_> {
             mutant: mutant.name.clone(),
             digest: mutant.digest.clone(),
             lane: self.lane.into(),
+            ground: String::new(),
             kernel: kernel.key,
             machine: self.machine.info().clone(),
             mountlab_commit: self.commit.clone(),
@@ -135,14 +145,15 @@ impl Lab<'_> {
         })
     }
 
-    /// Boots mainline with the trials that killed. One that fails there is wrong, and its mutant survives.
-    fn confirm(&self, findings: &mut Findings, mainline: &Kernel, events: Events<'_>) -> Result<()> {
+    /// Boots the kernel that is not broken with the trials that killed. One that fails there is wrong, and its mutant survives.
+    fn confirm(&self, findings: &mut Findings, events: Events<'_>) -> Result<()> {
         let first: Vec<String> = findings.unconfirmed(self.lane).into_iter().collect();
         let mut seen = Vec::new();
         if !first.is_empty() {
             let job = SuiteJob { first, only_first: true, trial_limit_s: TRIAL_LIMIT_S, ..SuiteJob::default() };
-            let log = self.boot(mainline, "confirm", Work::Suite(job), events)?;
-            log.failure().map_or(Ok(()), Err).context("mainline does not pass the trials that killed mutants")?;
+            let log = self.boot(&self.whole, "confirm", Work::Suite(job), events)?;
+            let not_whole = || format!("{} does not pass the trials that killed mutants", self.whole.name);
+            log.failure().map_or(Ok(()), Err).with_context(not_whole)?;
             seen = log.events;
         }
         findings.confirm(self.lane, &seen);
@@ -201,12 +212,13 @@ mod tests {
     }
 
     fn mutant(name: &str, lane: &str) -> Mutant {
-        header::parse(name, &format!("Breaks: x\nLane: {lane}\n---\n")).unwrap()
+        header::tests::of(name, &format!("Breaks: x\nLane: {lane}\n---\n")).unwrap()
     }
 
     #[test]
     fn a_lanes_own_mutants_run_or_those_that_are_named() {
-        let all = [mutant("a", "lockdep"), mutant("b", "kasan"), mutant("c", "lockdep")];
+        let gone = Mutant { gone: Some("no code".into()), ..mutant("g", "lockdep") };
+        let all = [mutant("a", "lockdep"), mutant("b", "kasan"), mutant("c", "lockdep"), gone];
         let names = |words: &[&str]| -> Result<Vec<String>> {
             Ok(chosen(&all, &flags(words))?.iter().map(|mutant| mutant.name.clone()).collect())
         };
@@ -215,16 +227,25 @@ mod tests {
         assert_eq!(names(&["--mutant=c,a"]).unwrap(), ["c", "a"]);
         assert_eq!(exit_code(&names(&["--mutant=b"]).unwrap_err()), Exit::Usage);
         assert_eq!(exit_code(&names(&["--mutant=d"]).unwrap_err()), Exit::Usage);
+        let error = names(&["--mutant=g"]).unwrap_err();
+        assert_eq!(
+            (exit_code(&error), error.to_string()),
+            (Exit::Usage, "the mutant `g` is none on mainline: no code".into())
+        );
     }
 
     #[test]
     fn the_checkouts_own_mutants_say_what_they_break() {
         let cache_dir = tempfile::tempdir().unwrap();
         let cache = Cache::lock_at(cache_dir.path()).unwrap();
-        let all = all(&Workshop { root: Path::new(".."), cache: &cache, source: None }).unwrap();
-        assert!(all.len() >= 22, "{}", all.len());
+        let workshop = Workshop { root: Path::new(".."), cache: &cache, source: None };
         let lane_is_there =
             |mutant: &&Mutant| Path::new("../vm-configs/kconfig").join(format!("{}.config", mutant.lane)).exists();
-        assert_eq!(all.iter().filter(lane_is_there).count(), all.len());
+        for (kernel, at_least) in [("mainline", 22), ("patched", 32)] {
+            let all = all(&workshop, kernel).unwrap();
+            assert!(all.len() >= at_least, "{kernel}: {}", all.len());
+            assert_eq!(all.iter().filter(lane_is_there).count(), all.len());
+            assert!(kernel == "patched" || all.iter().all(|mutant| mutant.gone.is_none()));
+        }
     }
 }

@@ -26,6 +26,9 @@ pub struct Finding {
     pub digest: String,
     /// The kconfig fragment of its kernel.
     pub lane: String,
+    /// Of the series that it was made in, see [`Ground::digest`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ground: String,
     /// Its kernel's key.
     pub kernel: String,
     /// The machine it was booted on.
@@ -36,7 +39,7 @@ pub struct Finding {
     pub trials: u64,
     /// Real time of its boots, in seconds.
     pub wall_s: f64,
-    /// Whether the trial that killed was held against mainline; a kill that was not does not count yet.
+    /// Whether the trial that killed was held against the kernel that is not broken; a kill that was not does not count yet.
     #[serde(default)]
     pub confirmed: bool,
     /// What became of it.
@@ -50,62 +53,88 @@ impl Finding {
         self.confirmed && matches!(self.verdict, Verdict::Killed { .. })
     }
 
-    /// This finding, unless the trial that killed failed, or did not run, on mainline too.
-    fn held_against(self, mainline: &[GuestEvent]) -> Finding {
+    /// This finding, unless the trial that killed failed, or did not run, on the kernel `on` too, which is not broken.
+    fn held_against(self, on: &str, whole: &[GuestEvent]) -> Finding {
         let this = Finding { confirmed: true, ..self };
         let Some(trial) = this.verdict.trial() else { return this };
-        let outcome = mainline.iter().find_map(|event| match event {
+        let outcome = whole.iter().find_map(|event| match event {
             GuestEvent::Trial(result) if result.name == trial => Some(&result.outcome),
             _ => None,
         });
         match outcome {
             Some(Outcome::Passed) => this,
             outcome => {
-                let why = format!("{trial} does not hold on mainline either: {outcome:?}");
+                let why = format!("{trial} does not hold on {on} either: {outcome:?}");
                 Finding { verdict: Verdict::Survived { why }, ..this }
             }
         }
     }
 }
 
-/// `mutants.json`.
+/// The kernel that the mistakes are made in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ground {
+    /// What kernels.toml calls it.
+    pub kernel: String,
+    /// Hash of its series; empty for the base, which does not change.
+    pub digest: String,
+}
+
+impl Ground {
+    /// The kernel of this name, whose patches have these diffs.
+    pub fn of(kernel: &str, series_diff: &str) -> Ground {
+        let digest = if series_diff.is_empty() { String::new() } else { crate::kernel::digest_of(series_diff) };
+        Ground { kernel: kernel.into(), digest }
+    }
+
+    /// Name of its files, without what follows the dot.
+    fn stem(&self) -> String {
+        if self.digest.is_empty() { "mutants".into() } else { format!("mutants-{}", self.kernel) }
+    }
+}
+
+/// `mutants.json`, or `mutants-KERNEL.json`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Findings {
     version: u32,
+    #[serde(skip)]
+    ground: Ground,
     /// One per mutant that was judged, by name.
     pub findings: Vec<Finding>,
 }
 
 impl Findings {
     /// What earlier runs found of these mutants as they are now. A file that is not there or of another version says nothing.
-    pub fn load(path: &Path, mutants: &[Mutant]) -> Findings {
-        let text = fs::read_to_string(path).unwrap_or_default();
+    pub fn load(dir: &Path, ground: Ground, mutants: &[Mutant]) -> Findings {
+        let text = fs::read_to_string(dir.join(ground.stem() + ".json")).unwrap_or_default();
         let stored = serde_json::from_str::<Findings>(&text).ok().filter(|stored| stored.version == VERSION);
         let is_of =
             |finding: &Finding, mutant: &Mutant| (&mutant.digest, &mutant.lane) == (&finding.digest, &finding.lane);
-        let is_current = |finding: &Finding| mutants.iter().any(|mutant| is_of(finding, mutant));
+        let is_current =
+            |finding: &Finding| mutants.iter().any(|mutant| mutant.gone.is_none() && is_of(finding, mutant));
         let findings = stored.map(|stored| stored.findings).unwrap_or_default();
-        Findings { version: VERSION, findings: findings.into_iter().filter(is_current).collect() }
+        Findings { version: VERSION, ground, findings: findings.into_iter().filter(is_current).collect() }
     }
 
     /// Puts a finding in, in place of an earlier one of the same mutant.
     pub fn put(&mut self, finding: Finding) {
         self.findings.retain(|earlier| earlier.mutant != finding.mutant);
-        self.findings.push(finding);
+        self.findings.push(Finding { ground: self.ground.digest.clone(), ..finding });
         self.findings.sort_by(|a, b| a.mutant.cmp(&b.mutant));
     }
 
-    /// Trials that killed in this lane and were not yet held against mainline.
+    /// Trials that killed in this lane and were not yet held against the kernel that is not broken.
     pub fn unconfirmed(&self, lane: &str) -> BTreeSet<String> {
         let open = self.findings.iter().filter(|finding| !finding.confirmed && finding.lane == lane);
         open.filter_map(|finding| finding.verdict.trial()).map(str::to_owned).collect()
     }
 
-    /// Holds the findings of a lane against what mainline showed of their trials.
-    pub fn confirm(&mut self, lane: &str, mainline: &[GuestEvent]) {
+    /// Holds the findings of a lane against what the kernel that is not broken showed of their trials.
+    pub fn confirm(&mut self, lane: &str, whole: &[GuestEvent]) {
         let all = std::mem::take(&mut self.findings).into_iter();
         let is_open = |finding: &Finding| !finding.confirmed && finding.lane == lane;
-        self.findings = all.map(|one| if is_open(&one) { one.held_against(mainline) } else { one }).collect();
+        let on = &self.ground.kernel;
+        self.findings = all.map(|one| if is_open(&one) { one.held_against(on, whole) } else { one }).collect();
     }
 
     /// How many were killed, and how many judged.
@@ -120,19 +149,27 @@ impl Findings {
         judged > 0 && killed * KILLED_OF.1 >= judged * KILLED_OF.0
     }
 
-    /// Writes `mutants.json` and `mutants.md` into a folder.
+    /// Writes the file for programs and the table into a folder.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn write(&self, dir: &Path, mutants: &[Mutant]) -> Result<()> {
-        write_atomically(&dir.join("mutants.json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
-        write_atomically(&dir.join("mutants.md"), &self.markdown(mutants))
+        let path = |ending: &str| dir.join(self.ground.stem() + ending);
+        write_atomically(&path(".json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
+        write_atomically(&path(".md"), &self.markdown(mutants))
     }
 
     fn markdown(&self, mutants: &[Mutant]) -> String {
-        let head = "# Mutants\n\nGenerated by `cargo xtask test --mutants`; do not edit.\n\nEach is a kernel that is broken on purpose \
-            (kernel-patches/mutants/). A trial that killed one holds on mainline, in the same guest.\n\n\
-            | mutant | what breaks | lane | killed by | what was seen |\n|---|---|---|---|---|\n";
+        let on = &self.ground.kernel;
+        let (title, flag) = match self.ground.digest.is_empty() {
+            true => ("# Mutants".to_owned(), String::new()),
+            false => (format!("# Mutants on {on}"), format!(" --on {on}")),
+        };
+        let head = format!(
+            "{title}\n\nGenerated by `cargo xtask test --mutants{flag}`; do not edit.\n\nEach is a kernel that is broken on purpose: \
+            {on}, with one mistake more (kernel-patches/mutants/). A trial that killed one holds on {on}, in the same guest.\n\n\
+            | mutant | what breaks | lane | killed by | what was seen |\n|---|---|---|---|---|\n"
+        );
         let rows: String = mutants.iter().map(|mutant| self.row(mutant)).collect();
         format!("{head}{rows}\n{}\n", self.summary(mutants))
     }
@@ -140,20 +177,40 @@ impl Findings {
     /// "21 of 23 mutants killed; 2 were not run".
     pub fn summary(&self, mutants: &[Mutant]) -> String {
         let (killed, judged) = self.score();
-        let not_run = mutants.len().saturating_sub(judged);
-        let rest = if not_run > 0 { format!("; {not_run} were not run") } else { String::new() };
+        let gone = mutants.iter().filter(|mutant| mutant.gone.is_some()).count();
+        let old = self.findings.iter().filter(|finding| self.is_old(finding)).count();
+        let rest: String = [
+            (mutants.len().saturating_sub(judged + gone), "were not run"),
+            (old, "were judged on an earlier state of the series"),
+            (gone, "are mistakes that cannot be made there"),
+        ]
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("; {count} {what}"))
+        .collect();
         format!("{killed} of {judged} mutants killed, at least {} of {} must be{rest}", KILLED_OF.0, KILLED_OF.1)
+    }
+
+    /// Whether the series has changed since.
+    fn is_old(&self, finding: &Finding) -> bool {
+        finding.ground != self.ground.digest
     }
 
     fn row(&self, mutant: &Mutant) -> String {
         let finding = self.findings.iter().find(|finding| finding.mutant == mutant.name);
-        let doubt =
-            if finding.is_some_and(|finding| !finding.confirmed) { ", not yet held against mainline" } else { "" };
+        let mut doubt = String::new();
+        if finding.is_some_and(|finding| !finding.confirmed) {
+            doubt += &format!(", not yet held against {}", self.ground.kernel);
+        }
+        if finding.is_some_and(|finding| self.is_old(finding)) {
+            doubt += ", on an earlier state of the series";
+        }
         let (by, seen) = match finding.map(|finding| &finding.verdict) {
-            Some(Verdict::Killed { by, why }) => (by.to_string() + doubt, why.clone()),
+            _ if mutant.gone.is_some() => ("cannot be made".into(), mutant.gone.clone().unwrap_or_default()),
+            Some(Verdict::Killed { by, why }) => (by.to_string() + &doubt, why.clone()),
             Some(Verdict::Survived { why }) => {
                 // What is known of it by now says more than what was known then.
-                ("**survived**".into(), mutant.survives.clone().unwrap_or_else(|| why.clone()))
+                ("**survived**".to_owned() + &doubt, mutant.survives.clone().unwrap_or_else(|| why.clone()))
             }
             None => ("not run".into(), mutant.survives.clone().unwrap_or_default()),
         };
@@ -169,7 +226,7 @@ mod tests {
     use mount_storms::protocol::TrialResult;
 
     fn mutant(name: &str) -> Mutant {
-        super::super::header::parse(name, &format!("Breaks: a | b\n---\n\ndiff --git {name}\n")).unwrap()
+        super::super::header::tests::of(name, &format!("Breaks: a | b\n---\n\ndiff --git {name}\n")).unwrap()
     }
 
     fn finding(name: &str, is_killed: bool) -> Finding {
@@ -182,6 +239,7 @@ mod tests {
             mutant: name.into(),
             digest: mutant(name).digest,
             lane: "lockdep".into(),
+            ground: String::new(),
             kernel: "k".into(),
             machine,
             mountlab_commit: "c".into(),
@@ -192,8 +250,12 @@ mod tests {
         }
     }
 
+    fn mainline() -> Ground {
+        Ground::of("mainline", "")
+    }
+
     fn found(killed: usize, survived: usize) -> Findings {
-        let mut findings = Findings { version: VERSION, findings: vec![] };
+        let mut findings = Findings { version: VERSION, ground: mainline(), findings: vec![] };
         (0..killed).for_each(|n| findings.put(finding(&format!("k{n}"), true)));
         (0..survived).for_each(|n| findings.put(finding(&format!("s{n}"), false)));
         findings
@@ -210,10 +272,38 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mutants = [mutant("k0"), mutant("s0")];
         found(1, 1).write(dir.path(), &mutants).unwrap();
-        let path = dir.path().join("mutants.json");
-        assert_eq!(Findings::load(&path, &mutants), found(1, 1));
-        assert_eq!(Findings::load(&path, &mutants[..1]), found(1, 0));
-        assert_eq!(Findings::load(&dir.path().join("none"), &mutants), found(0, 0));
+        let load = |dir: &Path, mutants: &[Mutant]| Findings::load(dir, mainline(), mutants);
+        assert_eq!(load(dir.path(), &mutants), found(1, 1));
+        assert_eq!(load(dir.path(), &mutants[..1]), found(1, 0));
+        assert_eq!(load(&dir.path().join("none"), &mutants), found(0, 0));
+    }
+
+    #[test]
+    fn each_kernel_has_a_table_of_its_own_that_knows_when_its_series_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mutants = [mutant("k0"), Mutant { gone: Some("no such code".into()), ..mutant("g") }];
+        found(1, 0).write(dir.path(), &mutants[..1]).unwrap();
+        let ground = |series: &str| Ground::of("patched", series);
+        let mut patched = Findings::load(dir.path(), ground("one"), &mutants);
+        assert!(patched.findings.is_empty());
+        patched.put(finding("k0", true));
+        let text = patched.markdown(&mutants);
+        for part in [
+            "# Mutants on patched\n",
+            "--mutants --on patched`",
+            "holds on patched,",
+            "| k0 | a \\| b | lockdep | a::b | EBUSY |",
+            "| g | a \\| b | lockdep | cannot be made | no such code |",
+            "1 of 1 mutants killed, at least 18 of 20 must be; 1 are mistakes that cannot be made there\n",
+        ] {
+            assert!(text.contains(part), "{part} is missing in: {text}");
+        }
+        patched.write(dir.path(), &mutants).unwrap();
+        assert_eq!(Findings::load(dir.path(), ground("one"), &mutants), patched);
+        let later = Findings::load(dir.path(), ground("two"), &mutants).markdown(&mutants);
+        assert!(later.contains("| a::b, on an earlier state of the series |"), "{later}");
+        assert!(later.contains("; 1 were judged on an earlier state of the series; 1 are mistakes"), "{later}");
+        assert_eq!(Findings::load(dir.path(), mainline(), &mutants[..1]), found(1, 0));
     }
 
     #[test]
@@ -228,10 +318,10 @@ mod tests {
     #[test]
     fn a_trial_that_fails_on_mainline_kills_nobody() {
         let seen = |outcome| [GuestEvent::Trial(TrialResult { name: "a::b".into(), outcome, elapsed_ms: 1 })];
-        assert_eq!(finding("k0", true).held_against(&seen(Outcome::Passed)), finding("k0", true));
-        let failed = finding("k0", true).held_against(&seen(Outcome::Failed { why: "x".into() }));
+        assert_eq!(finding("k0", true).held_against("mainline", &seen(Outcome::Passed)), finding("k0", true));
+        let failed = finding("k0", true).held_against("mainline", &seen(Outcome::Failed { why: "x".into() }));
         assert!(matches!(failed.verdict, Verdict::Survived { why } if why.contains("mainline")));
-        assert!(matches!(finding("k0", true).held_against(&[]).verdict, Verdict::Survived { .. }));
+        assert!(matches!(finding("k0", true).held_against("mainline", &[]).verdict, Verdict::Survived { .. }));
     }
 
     #[test]

@@ -1,0 +1,96 @@
+//! What mountinfo and mountstats show while mounts come, go and change: each line is true, and nobody who reads is in anybody's way.
+
+use super::races::{race, rounds};
+use super::trials;
+use anyhow::{Context, ensure};
+use mount_storms::call::{Verdict, same};
+use mount_storms::mountinfo::parse;
+use mount_storms::scratch::Scratch;
+use nix::mount::MsFlags;
+use std::fs::{self, File};
+use std::io::Read;
+
+trials!("shown":
+    a_reader_of_mountinfo_makes_no_umount_busy,
+    what_is_shown_is_not_freed,
+    a_mount_that_stays_is_shown_once_in_small_pieces,
+    a_line_is_of_one_moment,
+);
+
+/// What one read(2) gets of mountinfo in small pieces, in bytes: less than a line.
+const PIECE_BYTES: usize = 64;
+
+fn a_reader_of_mountinfo_makes_no_umount_busy(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    let read = || Ok(fs::read_to_string("/proc/self/mountinfo").map(drop)?);
+    race(read, || {
+        rounds(|| {
+            s.bind("disk", "place")?;
+            Ok(s.umount("place")?)
+        })
+    })
+}
+
+fn what_is_shown_is_not_freed(s: &Scratch) -> Verdict {
+    let read = || {
+        ["mountinfo", "mounts", "mountstats"]
+            .iter()
+            .try_for_each(|file| Ok(fs::read_to_string(format!("/proc/self/{file}")).map(drop)?))
+    };
+    race(read, || {
+        rounds(|| {
+            // A superblock of its own, which goes with the mount.
+            s.tmpfs("disk")?;
+            Ok(s.umount("disk")?)
+        })
+    })
+}
+
+fn a_mount_that_stays_is_shown_once_in_small_pieces(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    let stays: Vec<String> = (0..5).map(|number| format!("stays-{number}")).collect();
+    stays.iter().try_for_each(|place| s.bind("disk", place))?;
+    let points: Vec<_> = stays.iter().map(|place| s.path(place).display().to_string()).collect();
+    let read = || {
+        let lines = parse(&read_in_pieces("/proc/self/mountinfo")?)?;
+        points.iter().try_for_each(|point| same(point, lines.iter().filter(|line| line.point == *point).count(), 1))
+    };
+    race(read, || {
+        rounds(|| {
+            s.bind("disk", "place")?;
+            Ok(s.umount("place")?)
+        })
+    })
+}
+
+fn a_line_is_of_one_moment(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.make("disk", MsFlags::MS_SHARED)?;
+    let point = s.path("copy").display().to_string();
+    let read = || {
+        let lines = parse(&fs::read_to_string("/proc/self/mountinfo")?)?;
+        lines.iter().filter(|line| line.point == point).try_for_each(|line| {
+            let is_one = line.shared.is_some() != line.master.is_some();
+            ensure!(is_one, "a peer that becomes a slave was shown as neither or as both: {line:?}");
+            Ok(())
+        })
+    };
+    race(read, || {
+        rounds(|| {
+            s.bind("disk", "copy")?;
+            s.make("copy", MsFlags::MS_SLAVE)?;
+            Ok(s.umount("copy")?)
+        })
+    })
+}
+
+/// A file of /proc by many read(2)s.
+fn read_in_pieces(path: &str) -> anyhow::Result<String> {
+    let (mut file, mut piece, mut text) = (File::open(path)?, [0; PIECE_BYTES], Vec::new());
+    loop {
+        match file.read(&mut piece).with_context(|| format!("cannot read {path}"))? {
+            0 => return Ok(String::from_utf8(text)?),
+            bytes => text.extend_from_slice(&piece[..bytes]),
+        }
+    }
+}
