@@ -247,10 +247,15 @@ mod tests {
 
     #[test]
     fn mutants_name_trials_that_exist() {
-        for entry in std::fs::read_dir("../kernel-patches/mutants").unwrap().flatten() {
-            let text = std::fs::read_to_string(entry.path()).unwrap();
+        let entries = |dir: &str| std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());
+        let folders = entries("../kernel-patches/mutants").filter(|path| path.is_dir());
+        let dirs = folders.map(|dir| dir.display().to_string()).chain(["../kernel-patches/mutants".to_owned()]);
+        let files: Vec<_> = dirs.flat_map(|dir| entries(&dir)).filter(|path| path.is_file()).collect();
+        assert!(files.iter().any(|file| file.parent().is_some_and(|dir| dir.ends_with("on-v7.3"))));
+        for path in files {
+            let text = std::fs::read_to_string(&path).unwrap();
             for name in text.lines().filter_map(|line| line.strip_prefix("Seen-by: ")) {
-                assert!(all().any(|trial| trial.name == name), "{}: {name}", entry.path().display());
+                assert!(all().any(|trial| trial.name == name), "{}: {name}", path.display());
             }
         }
     }
