@@ -133,8 +133,12 @@ pub fn idmapped_overlays() -> Verdict {
 /// # Errors
 /// [`Skip`].
 pub fn freed_memory_is_free() -> Verdict {
-    let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-    require(!symbols.contains(" kasan_quarantine_put"), || "KASAN keeps freed memory in quarantine".to_owned())
+    require(!has_quarantine(), || "KASAN keeps freed memory in quarantine".to_owned())
+}
+
+/// Whether this kernel has KASAN's quarantine.
+pub fn has_quarantine() -> bool {
+    std::fs::read_to_string("/proc/kallsyms").unwrap_or_default().contains(" kasan_quarantine_put")
 }
 
 /// Allocations that fail on demand: CONFIG_FAULT_INJECTION, FAILSLAB and FAIL_PAGE_ALLOC, chosen in debugfs.
