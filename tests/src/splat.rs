@@ -68,6 +68,11 @@ fn judge(lines: &[KernelLine]) -> Vec<String> {
     lines.iter().filter_map(|line| splat(line, &POLICY)).collect()
 }
 
+/// Whether a line holds what is a splat at every level.
+pub fn has_marker(line: &str) -> bool {
+    POLICY.marker.iter().any(|marker| line.contains(&marker.text))
+}
+
 fn splat(line: &KernelLine, policy: &Policy) -> Option<String> {
     let named_by = |entries: &'_ [Entry]| entries.iter().position(|entry| line.text.contains(&entry.text));
     if let Some(marker) = named_by(&policy.marker) {

@@ -161,6 +161,9 @@ pub struct TestFlags {
     /// The kernel to test besides mainline
     #[arg(long, default_value = "patched", value_name = "KERNEL")]
     pub kernel: String,
+    /// Test each prefix of the series `patched`, from its first patch to all, instead of one kernel
+    #[arg(long, conflicts_with_all = ["kernel", "no_guests", "mutants"])]
+    pub each: bool,
     /// Run only trials whose name contains this
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
@@ -176,6 +179,12 @@ pub struct TestFlags {
     /// Leave out the kernel's own selftests for mounts, which run after the suite
     #[arg(long)]
     pub no_selftests: bool,
+    /// Leave out the small storms on 8 CPUs or more, which come last
+    #[arg(long)]
+    pub no_storms: bool,
+    /// Write what this lane showed into results/lanes.json and results/lanes.md
+    #[arg(long, conflicts_with_all = ["filter", "no_guests", "mutants"])]
+    pub keep: bool,
     /// Test the suite itself: boot each kernel of kernel-patches/mutants/ of this lane, say what killed it, write results/mutants.md
     #[arg(long, conflicts_with_all = ["filter", "no_guests"])]
     pub mutants: bool,

@@ -3,9 +3,10 @@
 //! The kernel's selftests are not ours. Some cases need what a small guest does not have, some are out of step with their kernel; a trial of
 //! our own that fails on mainline is wrong (ARCHITECTURE.md, invariant 3), but a selftest is only set aside, and said so.
 
+use crate::kernel::Reach;
 use mount_storms::protocol::{Outcome, TrialResult};
-use mount_storms::race::{self, Race};
-use std::collections::{BTreeMap, BTreeSet};
+use mount_storms::race::{self, Race, Races};
+use std::collections::BTreeMap;
 
 /// Area of the selftests.
 const AREA: &str = "selftest::";
@@ -20,16 +21,24 @@ const WRONG: [(&str, &str); 1] = [(
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
     outcomes: BTreeMap<String, Outcome>,
-    races: BTreeSet<Race>,
+    races: Races,
 }
 
-/// Data races of a boot as trials, each named by its two functions: of mainline (`known` is none then) they are told, and so is what is known.
-pub fn races(found: &BTreeSet<Race>, known: Option<&Known>) -> Vec<TrialResult> {
-    let told = |race: &Race| {
-        let is_known = race::is_known(race) || known.is_none_or(|known| known.races.contains(race));
-        let why = if is_known { "a data race of mainline" } else { "a data race that mainline did not show" };
-        let outcome = if is_known { Outcome::Skipped { why: why.into() } } else { Outcome::Failed { why: why.into() } };
-        TrialResult { name: format!("kcsan::{} / {}", race.0, race.1), outcome, elapsed_ms: 0 }
+/// Data races of a boot as trials, each named by its two functions. Those of mainline (`known` is none then) are told, and so is what is known.
+/// Which races a run meets is chance, so one that mainline did not show is told as well where the patches have nothing to do with it. Any
+/// other has failed, and its report says where to look.
+pub fn races(found: &Races, known: Option<&Known>, reach: Option<&Reach>) -> Vec<TrialResult> {
+    let told = |((one, other), report): (&Race, &String)| {
+        let race = (one.clone(), other.clone());
+        let is_mainlines = race::is_known(&race) || known.is_none_or(|known| known.races.contains_key(&race));
+        let outcome = if is_mainlines {
+            Outcome::Skipped { why: "a data race of mainline".into() }
+        } else if reach.is_some_and(|reach| !reach.touches((one, other), report)) {
+            Outcome::Skipped { why: "a data race that the patches have nothing to do with".into() }
+        } else {
+            Outcome::Failed { why: format!("a data race that mainline did not show\n{report}") }
+        };
+        TrialResult { name: format!("kcsan::{one} / {other}"), outcome, elapsed_ms: 0 }
     };
     found.iter().map(told).collect()
 }
@@ -37,7 +46,7 @@ pub fn races(found: &BTreeSet<Race>, known: Option<&Known>) -> Vec<TrialResult> 
 impl Known {
     /// Takes the selftests among mainline's trials for known, and gives the trials as they are to be counted: a failed selftest is no
     /// failure of mainline's, but told with what it said.
-    pub fn of_mainline(trials: Vec<TrialResult>, races: BTreeSet<Race>) -> (Known, Vec<TrialResult>) {
+    pub fn of_mainline(trials: Vec<TrialResult>, races: Races) -> (Known, Vec<TrialResult>) {
         let selftests = trials.iter().filter(|trial| trial.name.starts_with(AREA));
         let outcomes = selftests.map(|trial| (trial.name.clone(), trial.outcome.clone())).collect();
         let counted = trials.into_iter().map(|trial| match &trial.outcome {
@@ -99,7 +108,7 @@ mod tests {
     }
 
     fn of_mainline(trials: Vec<TrialResult>) -> (Known, Vec<TrialResult>) {
-        Known::of_mainline(trials, BTreeSet::new())
+        Known::of_mainline(trials, Races::new())
     }
 
     fn fail(why: &str) -> Outcome {
@@ -156,12 +165,16 @@ mod tests {
 
     #[test]
     fn a_race_that_mainline_did_not_show_is_a_failure() {
-        let race = |other: &str| ("attach_mnt".to_owned(), other.to_owned());
-        let found = BTreeSet::from([race("old"), race("new")]);
-        let (known, _) = Known::of_mainline(Vec::new(), BTreeSet::from([race("old")]));
-        let told = races(&found, Some(&known));
+        let race = |other: &str| (("attach_mnt".to_owned(), other.to_owned()), "read by task 1".to_owned());
+        let found = Races::from([race("old"), race("new")]);
+        let (known, _) = Known::of_mainline(Vec::new(), Races::from([race("old")]));
+        let told = races(&found, Some(&known), None);
         assert_eq!(outcomes(&told), [("kcsan::attach_mnt / new", "failed"), ("kcsan::attach_mnt / old", "skipped")]);
-        assert!(races(&found, None).iter().all(|trial| matches!(trial.outcome, Outcome::Skipped { .. })));
+        assert!(matches!(&told[0].outcome, Outcome::Failed { why } if why.ends_with("read by task 1")));
+        // Patches that change nothing reach nothing.
+        let told = races(&found, Some(&known), Some(&Reach::default()));
+        assert!(matches!(&told[0].outcome, Outcome::Skipped { why } if why.contains("nothing to do with")), "{told:?}");
+        assert!(races(&found, None, None).iter().all(|trial| matches!(trial.outcome, Outcome::Skipped { .. })));
     }
 
     #[test]

@@ -11,11 +11,13 @@ mod foreign;
 mod kconfig;
 mod patch;
 mod queue;
+mod reach;
 mod selftests;
 mod series;
 mod source;
 mod tree;
 
+pub use reach::Reach;
 pub use selftests::Selftests;
 
 use crate::cache::Cache;
@@ -87,6 +89,14 @@ impl Workshop<'_> {
     pub fn selftests(&self, name: &str, events: Events<'_>) -> Result<Selftests> {
         let tree = self.tree(name, events)?;
         selftests::build(&tree, self.cache, events)
+    }
+
+    /// What the patches of the kernel of this name can have to do with; nothing if that is everything, or is not known.
+    ///
+    /// # Errors
+    /// As [`Workshop::prepare`], but for kconfig and the build.
+    pub fn reach(&self, name: &str, events: Events<'_>) -> Result<Option<Reach>> {
+        self.tree(name, events).map(|tree| tree.reach())
     }
 
     fn tree(&self, name: &str, events: Events<'_>) -> Result<Tree> {

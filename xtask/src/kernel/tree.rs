@@ -8,6 +8,7 @@ use super::apply::{Overlay, apply_all};
 use super::base::BaseTree;
 use super::digest;
 use super::patch::Patch;
+use super::reach::Reach;
 use crate::cache::{Cache, or_no_space};
 use crate::process::Task;
 use anyhow::{Context, Result};
@@ -90,6 +91,11 @@ impl Tree {
         let paths: BTreeSet<&str> = before.lines().chain(patched.overlay.keys().map(String::as_str)).collect();
         fs::write(&record, paths.iter().map(|path| format!("{path}\n")).collect::<String>())?;
         paths.into_iter().try_for_each(|path| patched.put(&self.dir, path)).map_err(or_no_space)
+    }
+
+    /// What the patches of this tree can have to do with; nothing if that is everything, or is not known.
+    pub fn reach(&self) -> Option<Reach> {
+        self.patched.as_ref().and_then(|patched| Reach::of(&patched.base, &patched.overlay))
     }
 
     /// The build folder for a kconfig, and whether it holds objects of a kernel that was finished.

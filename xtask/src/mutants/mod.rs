@@ -11,13 +11,10 @@ use crate::failure::{Exit, Failure};
 use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Workshop};
 use crate::machine::{self, Boot, BootLog, Fallback, Limits, Machine, MachineKind, Setting};
-use crate::{bench, console, guest, measure, setup};
+use crate::{bench, console, guest, measure, setup, small_storm};
 use anyhow::{Context, Result};
 use header::Mutant;
-use mount_storms::protocol::{
-    Job, Manner, PROTOCOL, Profile, Propagation, READER_PERIOD_US, Reader, Storage, StormJob, StormPoint, SuiteJob,
-    Work,
-};
+use mount_storms::protocol::{Job, PROTOCOL, Profile, SuiteJob, Work};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,12 +28,12 @@ const TRIAL_LIMIT_S: u32 = 40;
 const LIMITS: Limits =
     Limits { hello: Duration::from_secs(120), silence: Duration::from_secs(75), total: Duration::from_secs(900) };
 
-/// Starts of containers in each storm that a mutant must withstand which the suite did not see.
-const STORM_CONTAINERS: u32 = 12;
-/// Their layers.
-const STORM_LAYERS: u32 = 5;
-/// Their threads: more than the CPUs of the smallest machine.
-const STORM_THREADS: u32 = 4;
+/// The storm that a mutant must withstand which the suite did not see, in each profile whose calls differ. Its threads are more than the CPUs
+/// of the smallest machine.
+const STORM: small_storm::Size = small_storm::Size { threads: 4, containers: 12, layers: 5, iterations: 1 };
+
+/// Those profiles.
+const PROFILES: [Profile; 3] = [Profile::Detach, Profile::Common, Profile::Recursive];
 
 /// Runs the mutants that `flags` choose, writes what was found of them under `results/`, and prints the table.
 ///
@@ -115,7 +112,8 @@ impl Lab<'_> {
         let mut wall_s = suite.wall_s;
         let mut killed = seen_in(&suite)?;
         if killed.is_none() {
-            let storm = self.boot(&kernel, "storm", Work::Storm(storm_job(self.machine.info().cpus)), events)?;
+            let job = small_storm::job(&PROFILES, self.machine.info().cpus, STORM);
+            let storm = self.boot(&kernel, "storm", Work::Storm(job), events)?;
             wall_s += storm.wall_s;
             killed = seen_in(&storm)?;
         }
@@ -178,29 +176,6 @@ fn seen_in(log: &BootLog) -> Result<Option<(verdict::Killer, String)>> {
 /// The whole suite up to the first failure, beginning with the trials that should see the mutant.
 fn suite_job(seen_by: &[String]) -> SuiteJob {
     SuiteJob { first: seen_by.to_vec(), until_failure: true, trial_limit_s: TRIAL_LIMIT_S, ..SuiteJob::default() }
-}
-
-/// A small storm of each profile whose calls differ, with readers beside it.
-fn storm_job(cpus: u32) -> StormJob {
-    let point = |profile| StormPoint {
-        profile,
-        storage: Storage::Tmpfs,
-        propagation: Propagation::Shared,
-        cpus,
-        threads: STORM_THREADS,
-        containers: STORM_CONTAINERS,
-        layers: STORM_LAYERS,
-        inspection_passes: 1,
-    };
-    StormJob {
-        points: [Profile::Detach, Profile::Common, Profile::Recursive].map(point).to_vec(),
-        iterations: 1,
-        warmup_iterations: 0,
-        manner: Manner::CONTAINERD,
-        surroundings: Default::default(),
-        readers: vec![Reader::Stat, Reader::Mountinfo, Reader::Listmount, Reader::Openat2, Reader::Poll],
-        reader_period_us: READER_PERIOD_US,
-    }
 }
 
 /// A finding in a line.

@@ -1,0 +1,352 @@
+//! What `test` does in guests: the suite, the kernel's own selftests and small storms, on mainline first and then on the candidate.
+
+use super::totals::{Totals, told};
+use crate::event::{Event, Events};
+use crate::flags::TestFlags;
+use crate::kernel::{Kernel, Reach, Selftests, Workshop};
+use crate::known::{self, Known};
+use crate::lanes::{self, Booted, Tested};
+use crate::machine::{self, Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
+use crate::{console, guest, measure, report, small_storm};
+use anyhow::{Context, Result};
+use mount_storms::protocol::{
+    GuestEvent, Job, Outcome, PROTOCOL, Profile, SelftestJob, StormJob, SuiteJob, TrialResult, Work,
+};
+use mount_storms::race::{self, Races};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Limit of one trial in a guest, in seconds: lockdep under emulation is some fifty times slower than a host.
+const TRIAL_LIMIT_S: u32 = 60;
+
+/// Limit of one selftest program, in seconds: below the silence that a boot may keep, for a program reports nothing before it ends.
+const SELFTEST_LIMIT_S: u32 = 75;
+
+/// Limits of a boot that runs the suite or storms. A trial is silent while it runs, hence more than its own limit.
+const LIMITS: Limits =
+    Limits { hello: Duration::from_secs(180), silence: Duration::from_secs(90), total: Duration::from_secs(1500) };
+
+/// Fewest CPUs of a guest that storms: as many as a series must stand, and more than a small host has.
+const STORM_CPUS: u32 = 8;
+
+/// Starts of containers in an iteration of a storm, for each CPU.
+const CONTAINERS_PER_CPU: u32 = 2;
+
+/// Layers of each container.
+const STORM_LAYERS: u32 = 5;
+
+/// Iterations of each storm: the leak oracle needs two.
+const STORM_ITERATIONS: u32 = 2;
+
+/// The lane of data races.
+const KCSAN: &str = "kcsan";
+
+/// How many times as long everything may take in a lane: each access to memory is checked by KASAN and KCSAN, and KCSAN stops to watch besides.
+fn patience(lane: &str) -> u32 {
+    match lane {
+        "kasan" | "faults" => 3,
+        KCSAN => 4,
+        _ => 1,
+    }
+}
+
+/// Tests mainline and the candidate; mainline first, because it is the reference. With `--keep`, writes down what was seen.
+///
+/// # Errors
+/// A kernel that does not build, a machine that does not start, or a result that cannot be written.
+pub fn guests(
+    flags: &TestFlags,
+    workshop: &Workshop<'_>,
+    kind: &MachineKind,
+    topology: &Topology,
+    events: Events<'_>,
+) -> Result<Totals> {
+    let guest = guest::build(workshop.root, events)?;
+    let names = names(flags, workshop)?;
+    let subjects = names.iter().map(|name| subject(name, flags, workshop, events)).collect::<Result<Vec<_>>>()?;
+    let lab = Lab::open(flags, workshop, kind, topology, guest, subjects.first(), events)?;
+    let (mut totals, mut known, mut tested) = (Totals::default(), None, Vec::new());
+    for subject in &subjects {
+        let made = lab.test(subject, events)?;
+        let (seen, kernel) = lab.tell(subject, made, &mut known)?;
+        totals.add(seen);
+        tested.push(kernel);
+    }
+    if flags.keep {
+        lanes::keep(workshop.root, &flags.lane, tested)?;
+    }
+    Ok(totals)
+}
+
+/// Mainline first, because it is the reference, and what is tested against it. Mainline asked for by name is all there is to test.
+fn names(flags: &TestFlags, workshop: &Workshop<'_>) -> Result<Vec<String>> {
+    let candidates = if flags.each { workshop.prefixes("patched")?.split_off(1) } else { vec![flags.kernel.clone()] };
+    let mut names = vec!["mainline".to_owned()];
+    names.extend(candidates);
+    names.dedup();
+    Ok(names)
+}
+
+/// One kernel to test.
+struct Subject {
+    kernel: Kernel,
+    /// Its own selftests; nothing with `--no-selftests`.
+    selftests: Option<Selftests>,
+    /// What its patches can have to do with.
+    reach: Option<Reach>,
+}
+
+fn subject(name: &str, flags: &TestFlags, workshop: &Workshop<'_>, events: Events<'_>) -> Result<Subject> {
+    let kernel = workshop.prepare(name, &["base", &flags.lane], events)?;
+    let selftests = if flags.no_selftests { None } else { Some(workshop.selftests(name, events)?) };
+    Ok(Subject { kernel, selftests, reach: workshop.reach(name, events)? })
+}
+
+/// What the boots of one kernel showed, not yet judged.
+#[derive(Default)]
+struct Made {
+    boots: Vec<Booted>,
+    trials: Vec<TrialResult>,
+    races: Races,
+}
+
+impl Made {
+    /// Adds a boot, and the trials that `trials` reads from its log.
+    fn add(
+        &mut self,
+        what: &str,
+        machine: &dyn Machine,
+        log: BootLog,
+        trials: impl FnOnce(&BootLog) -> Vec<TrialResult>,
+    ) {
+        let (log, races) = without_races(log);
+        self.trials.extend(trials(&log));
+        self.races.extend(races);
+        let ended = log.failure().map(|failure| format!("{failure:#}"));
+        self.boots.push(Booted { what: what.into(), machine: machine.info().clone(), wall_s: log.wall_s, ended });
+    }
+}
+
+/// What all boots have in common.
+struct Lab<'a> {
+    flags: &'a TestFlags,
+    root: &'a Path,
+    guest: PathBuf,
+    suite_on: Box<dyn Machine>,
+    storms_on: Box<dyn Machine>,
+}
+
+impl<'a> Lab<'a> {
+    fn open(
+        flags: &'a TestFlags,
+        workshop: &Workshop<'a>,
+        kind: &MachineKind,
+        topology: &Topology,
+        guest: PathBuf,
+        first: Option<&Subject>,
+        events: Events<'_>,
+    ) -> Result<Lab<'a>> {
+        let (root, cache, kernel) = (workshop.root, workshop.cache, first.map(|subject| &subject.kernel));
+        let setting = Setting { root, cache, kernel, guest: &guest, fallback: Fallback::Tcg, model: None };
+        let opened = machine::open(kind, topology, &setting, &mut *events)?;
+        events.hear(&Event::Note(opened.why));
+        // The same kind with more CPUs. What `auto` chose is not asked again: KVM may do with fewer CPUs of the host where nothing is timed.
+        let kind = match kind {
+            MachineKind::Auto => MachineKind::parse(&opened.machine.info().kind)?,
+            other => other.clone(),
+        };
+        let wide = topology.clone().with_cpus(topology.cpus().max(STORM_CPUS))?;
+        let storms_on = machine::open(&kind, &wide, &setting, &mut *events)?.machine;
+        Ok(Lab { flags, root, guest, suite_on: opened.machine, storms_on })
+    }
+
+    /// Boots a kernel for the suite, and again for the storms.
+    fn test(&self, subject: &Subject, events: Events<'_>) -> Result<Made> {
+        let mut made = Made::default();
+        // A filter may leave storms alone.
+        if !self.flags.filter.as_ref().is_some_and(|filter| filter.starts_with(small_storm::AREA)) {
+            let machine = self.suite_on.as_ref();
+            let log = self.boot(subject, "suite", machine, Work::Suite(self.suite_job(subject)), events)?;
+            made.add("suite", machine, log, |log| trials(&log.events));
+            made.trials.extend(subject.selftests.iter().flat_map(not_there));
+        }
+        let machine = self.storms_on.as_ref();
+        if let Some(job) = storms(self.flags, machine.info().cpus) {
+            let log = self.boot(subject, "storms", machine, Work::Storm(job.clone()), events)?;
+            made.add("storms", machine, log, |log| small_storm::trials(&job, log));
+        }
+        Ok(made)
+    }
+
+    fn suite_job(&self, subject: &Subject) -> SuiteJob {
+        let slower = patience(&self.flags.lane);
+        let selftests =
+            |built: &Selftests| SelftestJob { folder: built.programs.clone(), limit_s: SELFTEST_LIMIT_S * slower };
+        SuiteJob {
+            filter: self.flags.filter.clone(),
+            trial_limit_s: TRIAL_LIMIT_S * slower,
+            selftests: subject.selftests.as_ref().map(selftests),
+            ..SuiteJob::default()
+        }
+    }
+
+    fn boot(
+        &self,
+        subject: &Subject,
+        what: &str,
+        machine: &dyn Machine,
+        work: Work,
+        events: Events<'_>,
+    ) -> Result<BootLog> {
+        let kernel = &subject.kernel;
+        let dir = self.dir(kernel).join(what);
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let job = Job { protocol: PROTOCOL, seed: 1, work };
+        let limits = LIMITS.times(patience(&self.flags.lane) * machine.patience());
+        let boot = Boot {
+            kernel: Some(kernel),
+            guest: &self.guest,
+            job: &job,
+            dir: &dir,
+            limits,
+            machine_seed: 1,
+            evidence: None,
+        };
+        measure::boot_any(machine, &boot, &format!("{what} on {} ({})", kernel.name, self.flags.lane), events)
+    }
+
+    fn dir(&self, kernel: &Kernel) -> PathBuf {
+        self.root.join("target/lab-tests").join(format!("{}-{}", kernel.name, self.flags.lane))
+    }
+
+    /// Judges, prints, and writes what a CI shows. A boot that ended badly is a failure by itself, whatever its trials said. The first kernel
+    /// is mainline: what its selftests do, and its data races, become known.
+    fn tell(&self, subject: &Subject, made: Made, known: &mut Option<Known>) -> Result<(Totals, Tested)> {
+        let Made { boots, trials, races } = made;
+        let mut raced = known::races(&races, known.as_ref(), subject.reach.as_ref());
+        if known.is_none() && races.is_empty() && self.flags.filter.is_none() && self.flags.lane == KCSAN {
+            raced.push(asleep());
+        }
+        let mut trials = match known {
+            Some(known) => known.judge(trials),
+            None => {
+                let (mainline, trials) = Known::of_mainline(trials, races);
+                *known = Some(mainline);
+                trials
+            }
+        };
+        trials.extend(raced);
+        let kernel = &subject.kernel;
+        let name = format!("{} ({})", kernel.name, self.flags.lane);
+        report::junit::write(&self.dir(kernel).join("junit.xml"), &name, &trials)?;
+        print!("{}", told(&name, &trials));
+        let mut totals = Totals::of_trials(&trials);
+        for (boot, failure) in boots.iter().filter_map(|boot| Some((boot, boot.ended.as_ref()?))) {
+            println!("{} on {name}: the boot ended badly: {failure}", boot.what);
+            totals.failed += 1;
+        }
+        if totals.passed == 0 {
+            println!("{name}: no trial ran");
+            totals.failed += 1;
+        }
+        Ok((totals, Tested::of(kernel, boots, &trials)))
+    }
+}
+
+/// The storms that the flags ask for.
+fn storms(flags: &TestFlags, cpus: u32) -> Option<StormJob> {
+    let filter = flags.filter.as_deref().unwrap_or_default();
+    let chosen: Vec<Profile> =
+        small_storm::PROFILES.into_iter().filter(|&profile| small_storm::name(profile).contains(filter)).collect();
+    let size = small_storm::Size {
+        threads: cpus,
+        containers: CONTAINERS_PER_CPU * cpus,
+        layers: STORM_LAYERS,
+        iterations: STORM_ITERATIONS,
+    };
+    (!flags.no_storms && !chosen.is_empty()).then(|| small_storm::job(&chosen, cpus, size))
+}
+
+/// A boot whose console shows nothing but data races has not ended badly: they are judged one by one. Anywhere else a race is a splat.
+fn without_races(log: BootLog) -> (BootLog, Races) {
+    let console = fs::read(&log.console).unwrap_or_default();
+    let (rest, races) = race::split(&String::from_utf8_lossy(&console));
+    let was_done = log.events.last() == Some(&GuestEvent::Done);
+    let end = match log.end {
+        End::Splat(_) if was_done && !races.is_empty() && console::judge(&rest).is_empty() => End::Finished,
+        end => end,
+    };
+    (BootLog { end, ..log }, races)
+}
+
+/// What a whole suite without a single data race on mainline stands for: KCSAN that sleeps, and tells nothing of any kernel.
+fn asleep() -> TrialResult {
+    let why = "no data race was seen on mainline in a whole suite, and it has some: is KCSAN awake? See vm-configs/kconfig/kcsan.config";
+    TrialResult { name: "kcsan::is_awake".into(), outcome: Outcome::Failed { why: why.into() }, elapsed_ms: 0 }
+}
+
+/// Selftests that were not built, as trials that could not run.
+fn not_there(selftests: &Selftests) -> impl Iterator<Item = TrialResult> + '_ {
+    let skipped = |(name, why): (&String, &String)| TrialResult {
+        name: format!("selftest::{}", name.trim_start_matches("filesystems/")),
+        outcome: Outcome::Skipped { why: why.clone() },
+        elapsed_ms: 0,
+    };
+    selftests.not_there.iter().map(skipped)
+}
+
+fn trials(events: &[GuestEvent]) -> Vec<TrialResult> {
+    let trial = |event: &GuestEvent| match event {
+        GuestEvent::Trial(trial) => Some(trial.clone()),
+        _ => None,
+    };
+    events.iter().filter_map(trial).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::{Command, Flags};
+    use clap::Parser;
+
+    fn flags(words: &[&str]) -> TestFlags {
+        match Flags::parse_from([&["xtask", "test"], words].concat()).command {
+            Command::Test(flags) => flags,
+            _ => panic!("no test"),
+        }
+    }
+
+    #[test]
+    fn every_profile_storms_on_all_cpus_unless_flags_leave_it_out() {
+        let points = |words: &[&str]| storms(&flags(words), 8).map_or(0, |job| job.points.len());
+        assert_eq!(points(&[]), 5);
+        assert_eq!((points(&["--filter=storm::"]), points(&["--filter=storm::fds"])), (5, 1));
+        assert_eq!((points(&["--filter=umount"]), points(&["--no-storms"])), (0, 0));
+        let job = storms(&flags(&[]), 8).unwrap();
+        assert!(job.points.iter().all(|point| (point.cpus, point.threads, point.containers) == (8, 8, 16)));
+    }
+
+    fn log(console: &str, end: End) -> (tempfile::TempDir, BootLog) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        fs::write(&path, console).unwrap();
+        (dir, BootLog { events: vec![GuestEvent::Done], end, console: path, wall_s: 1.0, summary: None })
+    }
+
+    #[test]
+    fn data_races_alone_are_no_bad_end_and_a_splat_beside_them_is() {
+        let report = "<3>[    2.0] ==================================================================\n\
+            <3>[    2.0] BUG: KCSAN: data-race in a / b\n\
+            <3>[    2.0] ==================================================================\n";
+        let splat = || End::Splat(vec!["x".into()]);
+        let (_dir, raced) = log(report, splat());
+        let (raced, races) = without_races(raced);
+        assert_eq!((raced.end, races.len()), (End::Finished, 1));
+        let (_dir, both) = log(&format!("{report}<4>[    3.0] odd\n"), splat());
+        assert_eq!(without_races(both).0.end, splat());
+        let (_dir, hung) = log(report, End::Hang("x".into()));
+        assert_eq!(without_races(hung).0.end, End::Hang("x".into()));
+    }
+}
