@@ -10,6 +10,7 @@ trials!("receivers":
     a_mount_reaches_a_peer_that_was_bound_from_its_very_place,
     slaves_of_an_umounted_mount_hear_its_master,
     slaves_of_an_umounted_peer_hear_the_others,
+    slaves_of_a_peer_that_was_made_private_hear_the_others,
     a_busy_original_refuses_the_umount_of_its_copy,
     an_umount_of_any_copy_takes_all,
     a_mount_that_has_changed_its_group_hears_the_new_one,
@@ -56,13 +57,27 @@ fn slaves_of_an_umounted_mount_hear_its_master(s: &Scratch) -> Verdict {
     s.mounted_are(&["parent", "last", "parent/disk", "last/disk"])
 }
 
-fn slaves_of_an_umounted_peer_hear_the_others(s: &Scratch) -> Verdict {
+/// A shared mount at "parent", a peer of it, and a slave that has the peer for master: it was copied from what became the slave, and so is
+/// the next one in the ring after that (fs/pnode.c, change_mnt_propagation()).
+fn slave_of_a_peer(s: &Scratch) -> Verdict {
     shared_parent(s)?;
-    s.bind("parent", "peer")?;
-    slave_of(s, "peer", "slave")?;
+    s.bind("parent", "slave")?;
+    s.bind("slave", "peer")?;
+    Ok(s.make("slave", MsFlags::MS_SLAVE)?)
+}
+
+fn slaves_of_an_umounted_peer_hear_the_others(s: &Scratch) -> Verdict {
+    slave_of_a_peer(s)?;
     s.umount("peer")?;
     s.tmpfs("parent/disk")?;
     s.mounted_are(&["parent", "slave", "parent/disk", "slave/disk"])
+}
+
+fn slaves_of_a_peer_that_was_made_private_hear_the_others(s: &Scratch) -> Verdict {
+    slave_of_a_peer(s)?;
+    s.make("peer", MsFlags::MS_PRIVATE)?;
+    s.tmpfs("parent/disk")?;
+    s.mounted_are(&["parent", "slave", "peer", "parent/disk", "slave/disk"])
 }
 
 fn a_busy_original_refuses_the_umount_of_its_copy(s: &Scratch) -> Verdict {
