@@ -327,9 +327,15 @@ impl Function<'_> {
             self.to.ops(&[Op::GraceBegins, Op::GraceEnds]);
         }
         self.to.place(drop);
-        self.mntput();
+        self.put_of_namespace();
         self.mntput();
         self.to.place(out);
+    }
+
+    /// The mount's own reference, dropped by `namespace_unlock()`. With the last patch it is not looked at whether that was the last: the
+    /// caller of `do_umount()` has another one, and does.
+    fn put_of_namespace(&mut self) {
+        if self.kernel.has(Part::GracePeriodOnDemand) { self.put() } else { self.mntput() }
     }
 
     /// `needs_grace_period()`: goes to `wait`, or on.
@@ -352,10 +358,8 @@ impl Function<'_> {
         self.needs_grace_period(wait);
         if self.kernel.has_alone() {
             self.to.op(Op::Store(Word::Alone, 1));
-            self.put();
-        } else {
-            self.mntput();
         }
+        self.put_of_namespace();
         self.mntput();
     }
 }
