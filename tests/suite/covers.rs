@@ -25,7 +25,7 @@ trials!("covers":
 );
 
 /// Mounts slipped beneath another, while a walker looks at it. Each makes the next walk longer.
-const SLIPPED: usize = 50;
+const SLIPPED: usize = 120;
 
 /// Open files of mountinfo that are polled meanwhile. The kernel wakes them in the middle of an attachment, which so takes long enough
 /// for a walker to come by (commit_tree(), fs/namespace.c).
