@@ -291,7 +291,8 @@ pub enum KernelCommand {
         /// Build every prefix of the series as well
         #[arg(long)]
         each: bool,
-        /// Build the patched kernel as PREEMPT_RT, for one CPU, and without fsnotify as well
+        /// Build the patched kernel as PREEMPT_RT, for one CPU, and without fsnotify as well; with `--each`, every prefix as
+        /// these and as the lanes' kernels
         #[arg(long)]
         configs: bool,
         #[command(flatten)]

@@ -37,7 +37,7 @@ use clap::Parser;
 use event::Events;
 use failure::{Exit, exit_code};
 use flags::{Command, CompareFlags, Flags, KernelCommand, ReportFlags, SeriesCommand, SourceFlags};
-use kernel::Workshop;
+use kernel::{Build, Workshop};
 use results::Run;
 use std::path::Path;
 use std::process::ExitCode;
@@ -91,11 +91,9 @@ fn kernel(command: &KernelCommand, root: &Path, events: Events<'_>) -> Result<Ex
             let (source, workshop) = workshop(source);
             let workshop = Workshop { source: source.as_deref(), ..workshop };
             println!("{}", workshop.check(events)?);
-            if *each {
-                println!("{} prefixes build", workshop.build_each(&["base", "bench"], events)?);
-            }
-            if *configs {
-                println!("builds as well: {}", workshop.build_configs(events)?.join(", "));
+            let (each, configs) = (*each, *configs);
+            if each || configs {
+                println!("{}", workshop.build_all(Build { each, configs }, events)?);
             }
         }
     }

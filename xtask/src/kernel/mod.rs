@@ -37,6 +37,30 @@ use tree::Tree;
 /// Fragments that a series must build with and that no guest boots: other rules for locks, no other CPU, nobody to notify.
 const BUILD_ONLY: [&str; 3] = ["rt", "up", "nofsnotify"];
 
+/// Fragments of the kernels that the suite and the storms run in, besides `bench`.
+const LANES: [&str; 3] = ["lockdep", "kasan", "kcsan"];
+
+/// What `kernel check` builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Build {
+    /// Every prefix of the series, not only the whole of it.
+    pub each: bool,
+    /// The configurations that are only built; with `each`, those of the lanes too.
+    pub configs: bool,
+}
+
+impl Build {
+    /// The fragments to build with, each on top of `base`.
+    fn fragments(self) -> Vec<&'static str> {
+        match (self.each, self.configs) {
+            (false, false) => Vec::new(),
+            (true, false) => vec!["bench"],
+            (false, true) => BUILD_ONLY.to_vec(),
+            (true, true) => [&["bench"], &LANES[..], &BUILD_ONLY].concat(),
+        }
+    }
+}
+
 /// A built kernel: all that a machine needs to boot it, and all that a result needs to name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
@@ -139,27 +163,20 @@ impl Workshop<'_> {
         check::check(&Catalog::load(self.root)?, &base, events).map(|checked| checked.to_string())
     }
 
-    /// Builds every prefix of the series `patched`, from none to all; returns how many.
+    /// Builds what [`Build`] says, one configuration after the other; returns what was built, for people.
     ///
     /// # Errors
-    /// The first prefix that does not build.
-    pub fn build_each(&self, fragments: &[&str], events: Events<'_>) -> Result<usize> {
-        let prefixes = self.prefixes("patched")?;
-        for name in &prefixes {
-            self.prepare(name, fragments, events).with_context(|| format!("the prefix {name}"))?;
+    /// The first kernel that does not build, by its prefix and fragment.
+    pub fn build_all(&self, what: Build, events: Events<'_>) -> Result<String> {
+        let names = if what.each { self.prefixes("patched")? } else { vec!["patched".to_owned()] };
+        let fragments = what.fragments();
+        for fragment in &fragments {
+            for name in &names {
+                self.prepare(name, &["base", fragment], events).with_context(|| format!("{name} as {fragment}"))?;
+            }
         }
-        Ok(prefixes.len())
-    }
-
-    /// Builds `patched` with each of the fragments that are only built; returns their names.
-    ///
-    /// # Errors
-    /// The first fragment that does not build.
-    pub fn build_configs(&self, events: Events<'_>) -> Result<Vec<&'static str>> {
-        for fragment in BUILD_ONLY {
-            self.prepare("patched", &["base", fragment], events).with_context(|| format!("the fragment {fragment}"))?;
-        }
-        Ok(BUILD_ONLY.to_vec())
+        let kernels = if what.each { format!("{} prefixes of `patched`", names.len()) } else { names.concat() };
+        Ok(format!("{kernels}, built as: {}", fragments.join(", ")))
     }
 
     /// The names of a kernel's prefixes, from none of its patches to all.
@@ -285,9 +302,13 @@ mod tests {
 
     #[test]
     fn fragments_that_are_only_built_exist() {
-        for fragment in BUILD_ONLY {
+        let every = Build { each: true, configs: true }.fragments();
+        assert_eq!(every.len(), 1 + LANES.len() + BUILD_ONLY.len());
+        for fragment in every {
             Kconfig::load(Path::new(".."), &[fragment]).unwrap();
         }
+        assert_eq!(Build { each: true, configs: false }.fragments(), ["bench"]);
+        assert_eq!(Build { each: false, configs: true }.fragments(), BUILD_ONLY);
     }
 
     #[test]
