@@ -8,12 +8,17 @@ const DYING: u8 = 1;
 const CONTESTED: u8 = 2;
 const DEAD: u8 = 3;
 
+/// Values of the sequence of `mount_lock`: it begins as 0, and changes once.
+const OLD: u8 = 0;
+const ODD: u8 = 1;
+const NEW: u8 = 2;
+
 /// A sum of the counters.
 const COUNT: Register = 0;
 /// A value of `->mnt_death`, or a flag.
 const SEEN: Register = 1;
-/// Whether the sequence has changed.
-const CHANGED: Register = 2;
+/// The sequence.
+const SEQUENCE: Register = 2;
 
 /// A part of the protocol that can be left out, to see what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +47,10 @@ pub enum Part {
     GracePeriodOnDemand,
     /// `propagate_mount_busy()`, before `MNT_SYNC_UMOUNT` is set.
     BusyCheck,
+    /// `__legitimize_walked_mnt()` looks whether `->mnt_ns` is set under its new sequence.
+    LookAtNamespace,
+    /// `__legitimize_mnt()` looks at the sequence again when it has taken the reference.
+    SecondLook,
 }
 
 /// What somebody does in a scenario.
@@ -53,6 +62,9 @@ pub enum Role {
     Copier,
     /// Has borrowed the mount under RCU: makes that a reference, then as a putter.
     Walker,
+    /// The same after the sequence has changed: takes a new one, and goes on if the mount is in a namespace under it
+    /// (`__legitimize_walked_mnt()`).
+    LateWalker,
     /// Changes the sequence of `mount_lock`, for something that has nothing to do with the mount.
     Stranger,
     /// `umount2(2)` with `MNT_DETACH`. Has two references: the mount's own, and one for the path.
@@ -66,7 +78,7 @@ impl Role {
     pub fn references(self) -> i8 {
         match self {
             Role::Putter | Role::Copier => 1,
-            Role::Walker | Role::Stranger => 0,
+            Role::Walker | Role::LateWalker | Role::Stranger => 0,
             Role::Detacher | Role::Umounter => 2,
         }
     }
@@ -76,8 +88,13 @@ impl Role {
         matches!(self, Role::Detacher | Role::Umounter)
     }
 
+    /// Whether this one has the mount under RCU at the start, and no reference.
+    pub fn walks(self) -> bool {
+        matches!(self, Role::Walker | Role::LateWalker)
+    }
+
     fn takes(self) -> bool {
-        matches!(self, Role::Copier | Role::Walker)
+        self == Role::Copier || self.walks()
     }
 }
 
@@ -119,6 +136,7 @@ impl Kernel {
             Role::Putter => function.use_and_put(),
             Role::Copier => function.copy(),
             Role::Walker => function.legitimize_mnt(),
+            Role::LateWalker => function.legitimize_walked_mnt(),
             Role::Stranger => function.change_sequence(),
             Role::Detacher => function.do_umount(false),
             Role::Umounter => function.do_umount(true),
@@ -166,8 +184,17 @@ impl Function<'_> {
         self.use_and_put();
     }
 
+    fn write_seqlock(&mut self) {
+        self.to.ops(&[Op::Lock, Op::Store(Word::Sequence, ODD), Op::Order(Barrier::Stores)]);
+    }
+
+    fn write_sequnlock(&mut self) {
+        self.to.ops(&[Op::Order(Barrier::Stores), Op::Store(Word::Sequence, NEW), Op::Unlock]);
+    }
+
     fn change_sequence(&mut self) {
-        self.to.ops(&[Op::Lock, Op::Store(Word::Sequence, 1), Op::Order(Barrier::Stores), Op::Unlock]);
+        self.write_seqlock();
+        self.write_sequnlock();
     }
 
     /// `mnt_get_count()`, into [`COUNT`]. What was taken before the scenario is a constant.
@@ -257,24 +284,61 @@ impl Function<'_> {
         self.to.place(counts);
     }
 
-    /// `__legitimize_mnt()` and what its callers do with the result.
+    /// `__legitimize_mnt()` and what its callers do with the result, in a walk whose sequence is the old one.
     fn legitimize_mnt(&mut self) {
         let (contested, put, out) = (self.to.label(), self.to.label(), self.to.label());
-        self.to.op(Op::Increment(Word::Gets(self.cpu)));
-        self.barrier(Part::BarrierOfWalker);
-        self.load(Word::Sequence, CHANGED);
-        self.branch(CHANGED, If::IsNot(0), contested);
-        if self.kernel.has(Part::LookAtDeath) {
-            self.load(Word::Death, SEEN);
-            self.branch(SEEN, If::IsNot(ALIVE as i8), contested);
-        }
-        self.to.op(Op::RcuUnlock);
-        self.to.op(Op::Jump(put));
-        self.to.place(contested);
+        self.take_reference();
+        self.second_look(OLD as i8, contested);
+        self.finish_walk(contested, put);
         self.legitimize_contested(put, out);
         self.to.place(put);
         self.use_and_put();
         self.to.place(out);
+    }
+
+    /// `__legitimize_walked_mnt()` that comes to a new sequence. With the old one it does what `__legitimize_mnt()` does, if it goes on; where
+    /// `read_seqbegin()` waits while the sequence is odd, this one gives up, for the load may be as late as anything else.
+    fn legitimize_walked_mnt(&mut self) {
+        let (contested, put, out, gone) = (self.to.label(), self.to.label(), self.to.label(), self.to.label());
+        self.load(Word::Sequence, SEQUENCE);
+        self.branch(SEQUENCE, If::IsNot(NEW as i8), gone);
+        self.to.op(Op::Order(Barrier::Loads));
+        if self.kernel.has(Part::LookAtNamespace) {
+            self.load(Word::Ns, SEEN);
+            self.branch(SEEN, If::Is(0), gone);
+        }
+        self.take_reference();
+        self.second_look(NEW as i8, contested);
+        self.finish_walk(contested, put);
+        self.legitimize_contested(put, out);
+        self.to.place(gone);
+        self.to.ops(&[Op::RcuUnlock, Op::Jump(out)]);
+        self.to.place(put);
+        self.use_and_put();
+        self.to.place(out);
+    }
+
+    fn take_reference(&mut self) {
+        self.to.op(Op::Increment(Word::Gets(self.cpu)));
+        self.barrier(Part::BarrierOfWalker);
+    }
+
+    /// Goes on if the sequence is `expected`.
+    fn second_look(&mut self, expected: i8, contested: Label) {
+        if self.kernel.has(Part::SecondLook) {
+            self.load(Word::Sequence, SEQUENCE);
+            self.branch(SEQUENCE, If::IsNot(expected), contested);
+        }
+    }
+
+    /// Goes to `put` with a reference that is good, places `contested` and goes on there with one that may not be.
+    fn finish_walk(&mut self, contested: Label, put: Label) {
+        if self.kernel.has(Part::LookAtDeath) {
+            self.load(Word::Death, SEEN);
+            self.branch(SEEN, If::IsNot(ALIVE as i8), contested);
+        }
+        self.to.ops(&[Op::RcuUnlock, Op::Jump(put)]);
+        self.to.place(contested);
     }
 
     /// The end of `__legitimize_mnt()`: goes to `put` with a reference to drop, or to `out` without.
@@ -313,13 +377,14 @@ impl Function<'_> {
     /// `do_umount()`, `namespace_unlock()`, and the `mntput()` of the caller.
     fn do_umount(&mut self, synchronous: bool) {
         let (detach, wait, drop, out) = (self.to.label(), self.to.label(), self.to.label(), self.to.label());
-        self.to.ops(&[Op::Lock, Op::Store(Word::Sequence, 1), Op::Order(Barrier::Stores)]);
+        self.write_seqlock();
         if synchronous {
             self.umount_if_not_busy(detach, wait);
             self.to.op(Op::Jump(out));
         }
         self.to.place(detach);
-        self.to.ops(&[Op::Store(Word::Ns, 0), Op::Unlock]);
+        self.to.op(Op::Store(Word::Ns, 0));
+        self.write_sequnlock();
         self.needs_grace_period(wait);
         self.to.op(Op::Jump(drop));
         self.to.place(wait);
@@ -354,7 +419,8 @@ impl Function<'_> {
             self.mnt_get_count();
             self.branch(COUNT, If::IsNot(2), detach);
         }
-        self.to.ops(&[Op::Store(Word::Ns, 0), Op::Store(Word::Sync, 1), Op::Unlock]);
+        self.to.ops(&[Op::Store(Word::Ns, 0), Op::Store(Word::Sync, 1)]);
+        self.write_sequnlock();
         self.needs_grace_period(wait);
         if self.kernel.has_alone() {
             self.to.op(Op::Store(Word::Alone, 1));

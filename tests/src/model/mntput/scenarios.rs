@@ -4,7 +4,7 @@ use super::explore::{Found, explore};
 use super::machine::{Machine, Violation};
 use super::program::{Assembler, Barrier, Op, Program, Thing, Word};
 use super::protocol::{Kernel, Part, Role};
-use Role::{Copier, Detacher, Putter, Stranger, Umounter, Walker};
+use Role::{Copier, Detacher, LateWalker, Putter, Stranger, Umounter, Walker};
 
 /// Who has to do with a mount at once.
 type Scenario = &'static [Role];
@@ -34,8 +34,13 @@ const UMOUNTS: [Scenario; 8] = [
     &[Umounter, Putter, Walker],
 ];
 
+const UMOUNT_LATE_WALKER: Scenario = &[Umounter, LateWalker];
+/// A walker asks for the mount under the sequence that the umount leaves behind.
+const LATE: [Scenario; 4] =
+    [UMOUNT_LATE_WALKER, &[Detacher, LateWalker], &[Umounter, Putter, LateWalker], &[Detacher, Putter, LateWalker]];
+
 /// The least that shows what a part is for, and what happens without it.
-const NEEDS: [(Part, Scenario, Violation); 12] = [
+const NEEDS: [(Part, Scenario, Violation); 14] = [
     (Part::BarrierBeforePut, COPIER, Violation::UseAfterFree),
     (Part::BarrierAfterPut, PUTTERS, Violation::Leak),
     (Part::BarrierInCount, COPIER, Violation::NegativeCount),
@@ -48,6 +53,8 @@ const NEEDS: [(Part, Scenario, Violation); 12] = [
     (Part::GracePeriod, DETACH_PUTTER, Violation::Leak),
     (Part::Alone, UMOUNT_WALKER, Violation::Leak),
     (Part::BusyCheck, UMOUNT_PUTTER, Violation::UseAfterFree),
+    (Part::LookAtNamespace, UMOUNT_LATE_WALKER, Violation::UseAfterFree),
+    (Part::SecondLook, UMOUNT_WALKER, Violation::UseAfterFree),
 ];
 
 /// As the patches have it.
@@ -57,7 +64,7 @@ fn kernel(roles: Scenario) -> Kernel {
 
 /// All that can happen. See [`Machine::new`] for `hurries`.
 fn run(kernel: &Kernel, hurries: bool) -> Found {
-    let walkers = (0..).zip(&kernel.roles).filter(|(_, role)| **role == Walker);
+    let walkers = (0..).zip(&kernel.roles).filter(|(_, role)| role.walks());
     let readers = walkers.fold(0, |readers, (cpu, _)| readers | 1 << cpu);
     let found = explore(&Machine::new(kernel.programs(), hurries), &[(Word::Ns, u8::from(kernel.umounts()))], readers);
     show(kernel, &found);
@@ -92,14 +99,14 @@ fn an_unmounted_mount_dies_once_and_nobody_has_it_then() {
 
 #[test]
 fn umount_waits_for_a_grace_period_whenever_it_has_to() {
-    for roles in UMOUNTS {
+    for roles in UMOUNTS.into_iter().chain(LATE) {
         assert_holds(&kernel(roles));
     }
 }
 
 #[test]
 fn umount_that_always_waits_for_a_grace_period_stands_by_itself() {
-    for roles in UMOUNTS.into_iter().filter(|roles| roles.len() == 2) {
+    for roles in UMOUNTS.into_iter().chain(LATE).filter(|roles| roles.len() == 2) {
         assert_holds(&Kernel { without: Some(Part::GracePeriodOnDemand), ..kernel(roles) });
     }
 }
