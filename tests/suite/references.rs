@@ -24,6 +24,7 @@ trials!("references":
     a_refused_layer_keeps_no_mount_id,
     a_parent_is_named_by_its_unique_id,
     a_disk_is_free_when_its_umount_returns_whoever_walks_by,
+    a_disk_is_free_when_its_umount_returns_however_long_a_walk_takes,
     a_disk_can_be_read_only_after_mounts_of_it_are_gone,
     an_open_writer_never_sees_its_mount_turn_readonly,
 );
@@ -33,6 +34,10 @@ const DISK_ROUNDS: usize = 40;
 
 /// Attempts to make a mount read-only beside a writer.
 const READONLY_ROUNDS: usize = 20_000;
+
+/// Steps that a walk makes on the disk without leaving its root: as many as a path holds (PATH_MAX, include/uapi/linux/limits.h), so that most
+/// umounts come in the middle of a walk.
+const DOTS: usize = 1900;
 
 /// How long a walker keeps what it found.
 const WALKER_KEEPS: Duration = Duration::from_micros(200);
@@ -106,12 +111,22 @@ fn a_parent_is_named_by_its_unique_id(s: &Scratch) -> Verdict {
 }
 
 fn a_disk_is_free_when_its_umount_returns_whoever_walks_by(s: &Scratch) -> Verdict {
+    a_disk_is_free_when_its_umount_returns(s, "place")
+}
+
+fn a_disk_is_free_when_its_umount_returns_however_long_a_walk_takes(s: &Scratch) -> Verdict {
+    let dots = "/.".repeat(DOTS);
+    a_disk_is_free_when_its_umount_returns(s, &format!("place{dots}"))
+}
+
+/// While somebody walks that path, through the place.
+fn a_disk_is_free_when_its_umount_returns(s: &Scratch, walked: &str) -> Verdict {
     requirement::ext4_on_loop()?;
     let disk = LoopDisk::with_ext4(s)?;
     s.dir("place")?;
     // A walk that comes by takes the mount before the umount, which is busy then, or not at all. It keeps what it found for a while.
     let walk = || {
-        let _found = named("open(place)", File::open(s.path("place")))?;
+        let _found = named("open(place)", File::open(s.path(walked)))?;
         std::thread::sleep(WALKER_KEEPS);
         Ok(())
     };

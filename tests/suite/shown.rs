@@ -20,6 +20,9 @@ trials!("shown":
 /// What one read(2) gets of mountinfo in small pieces, in bytes: less than a line.
 const PIECE_BYTES: usize = 64;
 
+/// Copies that become slaves one after the other, so that most reads meet a change.
+const COPIES: usize = 8;
+
 fn a_reader_of_mountinfo_makes_no_umount_busy(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
     let read = || Ok(fs::read_to_string("/proc/self/mountinfo").map(drop)?);
@@ -66,10 +69,11 @@ fn a_mount_that_stays_is_shown_once_in_small_pieces(s: &Scratch) -> Verdict {
 fn a_line_is_of_one_moment(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
     s.make("disk", MsFlags::MS_SHARED)?;
-    let point = s.path("copy").display().to_string();
+    let copies: Vec<String> = (0..COPIES).map(|number| format!("copy-{number}")).collect();
+    let points: Vec<_> = copies.iter().map(|copy| s.path(copy).display().to_string()).collect();
     let read = || {
         let lines = parse(&fs::read_to_string("/proc/self/mountinfo")?)?;
-        lines.iter().filter(|line| line.point == point).try_for_each(|line| {
+        lines.iter().filter(|line| points.contains(&line.point)).try_for_each(|line| {
             let is_one = line.shared.is_some() != line.master.is_some();
             ensure!(is_one, "a peer that becomes a slave was shown as neither or as both: {line:?}");
             Ok(())
@@ -77,9 +81,9 @@ fn a_line_is_of_one_moment(s: &Scratch) -> Verdict {
     };
     race(read, || {
         rounds(|| {
-            s.bind("disk", "copy")?;
-            s.make("copy", MsFlags::MS_SLAVE)?;
-            Ok(s.umount("copy")?)
+            copies.iter().try_for_each(|copy| s.bind("disk", copy))?;
+            copies.iter().try_for_each(|copy| s.make(copy, MsFlags::MS_SLAVE))?;
+            copies.iter().try_for_each(|copy| Ok(s.umount(copy)?))
         })
     })
 }
