@@ -292,7 +292,7 @@ pub enum KernelCommand {
         #[arg(long)]
         each: bool,
         /// Build the patched kernel as PREEMPT_RT, for one CPU, and without fsnotify as well; with `--each`, every prefix as
-        /// these and as the lanes' kernels
+        /// these and as bench, lockdep, kasan and kcsan
         #[arg(long)]
         configs: bool,
         #[command(flatten)]

@@ -1,7 +1,7 @@
 //! A model of how an unmounted mount dies: `mntput()`, `__legitimize_mnt()` and the grace period of `namespace_unlock()` without
-//! `mount_lock`, as the patches have them that are about the last `mntput()`, walks that go on, and
-//! umount without a grace period. All that a few CPUs can do is gone through, as the
-//! kernel is written and without each of its parts; each part that is left out must let something bad happen.
+//! `mount_lock`, as the patches have them that are about the last `mntput()`, walks that go on, and umount without a grace period. All that a
+//! few CPUs can do is gone through, as the kernel is written and without each of its parts; each part that is left out must let something
+//! bad happen.
 //!
 //! **The machine.** A CPU has its instructions in flight up to the next full barrier and carries them out in any order but for
 //! * barriers: `smp_mb()`, `xchg()` and a `cmpxchg()` that succeeds order all, `smp_wmb()` stores, `smp_rmb()` loads; a lock is an acquire,

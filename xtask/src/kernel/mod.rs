@@ -37,7 +37,7 @@ use tree::Tree;
 /// Fragments that a series must build with and that no guest boots: other rules for locks, no other CPU, nobody to notify.
 const BUILD_ONLY: [&str; 3] = ["rt", "up", "nofsnotify"];
 
-/// Fragments of the kernels that the suite and the storms run in, besides `bench`.
+/// Fragments of lanes whose checks change how the kernel is compiled. The faults lane's are KASAN's and lockdep's.
 const LANES: [&str; 3] = ["lockdep", "kasan", "kcsan"];
 
 /// What `kernel check` builds.
