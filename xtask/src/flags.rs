@@ -182,7 +182,10 @@ pub struct TestFlags {
     /// Leave out the small storms on 8 CPUs or more, which come last
     #[arg(long)]
     pub no_storms: bool,
-    /// Write what this lane showed into results/lanes.json and results/lanes.md
+    /// Kernels to test at once, each in guests of its own: with more CPUs than a guest has, or for suites, which wait much
+    #[arg(long, default_value = "1", value_name = "N", conflicts_with = "mutants")]
+    pub jobs: std::num::NonZeroU32,
+    /// Write what this lane showed into results/lanes.json and results/lanes.md, kernel by kernel
     #[arg(long, conflicts_with_all = ["filter", "no_guests", "mutants"])]
     pub keep: bool,
     /// Test the suite itself: boot each kernel of kernel-patches/mutants/ of this lane, say what killed it, write results/mutants.md

@@ -11,6 +11,12 @@ use std::collections::BTreeMap;
 /// Area of the selftests.
 const AREA: &str = "selftest::";
 
+/// What is said of a selftest that fails on mainline, there.
+pub const ON_MAINLINE: &str = "fails on mainline";
+
+/// What is said of it on other kernels.
+pub const EXCUSE: &str = "known on mainline";
+
 /// Cases that may fail on any kernel, and why: selftests that are wrong themselves.
 const WRONG: [(&str, &str); 1] = [(
     "selftest::empty_mntns/clone3_empty_mntns_test::clone3_empty_mntns.setns_into_child_mntns",
@@ -51,7 +57,7 @@ impl Known {
         let outcomes = selftests.map(|trial| (trial.name.clone(), trial.outcome.clone())).collect();
         let counted = trials.into_iter().map(|trial| match &trial.outcome {
             Outcome::Failed { why } if trial.name.starts_with(AREA) => {
-                let why = format!("fails on mainline: {why}");
+                let why = format!("{ON_MAINLINE}: {why}");
                 skipped(trial, why)
             }
             _ => trial,
@@ -81,7 +87,7 @@ impl Known {
         if let Some((_, why)) = WRONG.iter().find(|(wrong, _)| *wrong == name) {
             return Some(why);
         }
-        matches!(self.outcomes.get(name), Some(Outcome::Failed { .. })).then_some("known on mainline")
+        matches!(self.outcomes.get(name), Some(Outcome::Failed { .. })).then_some(EXCUSE)
     }
 
     fn missing(&self, trials: &[TrialResult]) -> Vec<TrialResult> {

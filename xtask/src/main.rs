@@ -24,6 +24,7 @@ mod report;
 mod results;
 mod selfcheck;
 mod setup;
+mod side_by_side;
 mod small_storm;
 mod stage;
 mod stats;

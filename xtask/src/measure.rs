@@ -1,19 +1,17 @@
 //! Makes the boots of a plan, one after the other, or side by side on a machine whose figures the host cannot disturb.
 
-use crate::event::{Event, Events, Listener};
+use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure, exit_code};
 use crate::kernel::Kernel;
 use crate::machine::{Boot, BootLog, Limits, Machine, Region};
 use crate::plan::SplitMix64;
 use crate::process::check_interrupt;
 use crate::results::{Arm, Cost, Manifest, PlannedBoot, Run, StoredSample};
+use crate::side_by_side::side_by_side;
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, Sample, StormJob, Work};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 /// Limits of a boot that runs storms. An emulated guest may take long over one iteration, but not in silence.
@@ -33,15 +31,6 @@ struct Plan<'a> {
     run: Run,
     fleet: &'a Fleet,
     guest: &'a Path,
-    /// Boots to be made, the next one last.
-    queue: Mutex<Vec<PlannedBoot>>,
-    stopped: AtomicBool,
-}
-
-/// What comes back from where boots are made.
-enum Report {
-    Heard(Event),
-    Made(Box<(PlannedBoot, Result<Vec<StoredSample>>)>),
 }
 
 /// Makes the boots that are not made yet, and writes down the samples of each as soon as it has ended.
@@ -52,75 +41,29 @@ pub fn measure(run: &mut Run, fleet: &Fleet, guest: &Path, events: Events<'_>) -
     let stage = "storms".to_owned();
     let started = Instant::now();
     events.hear(&Event::StageStarted { stage: stage.clone() });
-    let (total, mut queue) = (run.manifest.boots.len() as u64, run.remaining());
-    let mut done = total - queue.len() as u64;
-    let side_by_side = side_by_side(fleet).min(queue.len());
-    queue.reverse();
-    let plan = Plan {
-        run: Run { samples: Vec::new(), ..run.clone() },
-        fleet,
-        guest,
-        queue: Mutex::new(queue),
-        stopped: AtomicBool::new(false),
-    };
-    let mut failure = None;
-    std::thread::scope(|scope| {
-        let (sender, receiver) = channel();
-        for _ in 0..side_by_side {
-            let (sender, plan) = (sender.clone(), &plan);
-            scope.spawn(move || plan.work(&sender));
-        }
-        drop(sender);
-        for report in receiver {
-            match report {
-                Report::Heard(event) => events.hear(&event),
-                Report::Made(made) => {
-                    let (planned, samples) = *made;
-                    let result = samples.and_then(|samples| run.append(&planned, samples));
-                    if let Err(error) = result {
-                        plan.stopped.store(true, Ordering::Relaxed);
-                        failure.get_or_insert(unfinished(run, &planned, &error));
-                    }
-                    done += 1;
-                    events.hear(&Event::StageProgress {
-                        stage: stage.clone(),
-                        done,
-                        total: Some(total),
-                        unit: "boots",
-                    });
-                }
-            }
-        }
-    });
-    failure.map_or(Ok(()), Err)?;
+    let (total, queue) = (run.manifest.boots.len() as u64, run.remaining());
+    let mut made = total - queue.len() as u64;
+    let plan = Plan { run: Run { samples: Vec::new(), ..run.clone() }, fleet, guest };
+    let boot = |planned: &PlannedBoot, events: Events<'_>| plan.boot(planned, events);
+    side_by_side(queue, at_once(fleet), boot, &mut *events, |planned, samples, events| {
+        let result = samples.and_then(|samples| run.append(&planned, samples));
+        made += 1;
+        events.hear(&Event::StageProgress { stage: stage.clone(), done: made, total: Some(total), unit: "boots" });
+        result.map_err(|error| unfinished(run, &planned, &error))
+    })?;
     let result = format!("{total} boots in {}", run.dir.display());
     events.hear(&Event::StageFinished { stage, result, elapsed: started.elapsed() });
     Ok(())
 }
 
 /// How many boots may run at once: one on each CPU of the host where time is virtual, else one.
-fn side_by_side(fleet: &Fleet) -> usize {
+fn at_once(fleet: &Fleet) -> usize {
     let virtual_time = fleet.values().all(|machine| machine.info().has_virtual_time());
     if virtual_time { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) } else { 1 }
 }
 
 impl Plan<'_> {
-    fn work(&self, reports: &Sender<Report>) {
-        while let Some(planned) = self.next() {
-            let samples = self.boot(&planned, reports);
-            // The receiver outlives all senders.
-            let _ = reports.send(Report::Made(Box::new((planned, samples))));
-        }
-    }
-
-    fn next(&self) -> Option<PlannedBoot> {
-        if self.stopped.load(Ordering::Relaxed) {
-            return None;
-        }
-        self.queue.lock().ok()?.pop()
-    }
-
-    fn boot(&self, planned: &PlannedBoot, reports: &Sender<Report>) -> Result<Vec<StoredSample>> {
+    fn boot(&self, planned: &PlannedBoot, events: Events<'_>) -> Result<Vec<StoredSample>> {
         check_interrupt("the bench")?;
         let manifest = &self.run.manifest;
         let dir = self.run.boot_dir(planned)?;
@@ -138,19 +81,9 @@ impl Plan<'_> {
             machine_seed,
             evidence: None,
         };
-        let mut forward = Forward(reports);
-        let log = boot_any(machine.as_ref(), &boot, &boot_name(manifest, planned), &mut forward)?;
+        let log = boot_any(machine.as_ref(), &boot, &boot_name(manifest, planned), events)?;
         log.failure().map_or(Ok(()), Err)?;
         samples(&log, planned)
-    }
-}
-
-/// A listener on another thread.
-struct Forward<'a>(&'a Sender<Report>);
-
-impl Listener for Forward<'_> {
-    fn hear(&mut self, event: &Event) {
-        let _ = self.0.send(Report::Heard(event.clone()));
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) const UNWANTED_ENV: [&str; 14] = [
 /// No space, an option that vanished, or a build that fails; its log stays.
 pub fn build(name: &str, tree: &Tree, kconfig: &Kconfig, cache: &Cache, events: Events<'_>) -> Result<Kernel> {
     let compiler = compiler()?;
-    let key = digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, &compiler]);
+    let key = key_of(tree, kconfig, &compiler);
     let dir = cache.dir().join("kernels").join(&key);
     let stored = match stored(&dir) {
         Some(kernel) => kernel,
@@ -69,6 +69,18 @@ pub fn build(name: &str, tree: &Tree, kconfig: &Kconfig, cache: &Cache, events: 
     };
     // Another name, and patches with other names, may mean the same kernel.
     Ok(Kernel { name: name.to_owned(), series: tree.series.clone(), ..stored })
+}
+
+/// The key of the kernel that [`build`] makes of these.
+///
+/// # Errors
+/// There is no compiler.
+pub fn key(tree: &Tree, kconfig: &Kconfig) -> Result<String> {
+    Ok(key_of(tree, kconfig, &compiler()?))
+}
+
+fn key_of(tree: &Tree, kconfig: &Kconfig, compiler: &str) -> String {
+    digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, compiler])
 }
 
 /// A finished kernel of the cache.

@@ -109,6 +109,14 @@ impl Workshop<'_> {
         build::build(name, &tree, &kconfig, self.cache, events)
     }
 
+    /// The key of the kernel that [`Workshop::prepare`] gives; builds nothing.
+    ///
+    /// # Errors
+    /// As [`Workshop::prepare`], but for the build.
+    pub fn key(&self, name: &str, fragments: &[&str], events: Events<'_>) -> Result<String> {
+        build::key(&self.tree(name, events)?, &Kconfig::load(self.root, fragments)?)
+    }
+
     /// The selftests of the tree of this name: from the cache, or built now.
     ///
     /// # Errors

@@ -5,14 +5,16 @@ use crate::event::{Event, Events};
 use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Reach, Selftests, Workshop};
 use crate::known::{self, Known};
-use crate::lanes::{self, Booted, Tested};
+use crate::lanes::{Booted, Keeper, Tested};
 use crate::machine::{self, Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
+use crate::side_by_side::side_by_side;
 use crate::{console, guest, measure, report, small_storm};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{
     GuestEvent, Job, Outcome, PROTOCOL, Profile, SelftestJob, StormJob, SuiteJob, TrialResult, Work,
 };
 use mount_storms::race::{self, Races};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,7 +53,7 @@ fn patience(lane: &str) -> u32 {
     }
 }
 
-/// Tests mainline and the candidate; mainline first, because it is the reference. With `--keep`, writes down what was seen.
+/// Tests mainline and the candidates; mainline is judged first, because it is the reference. With `--keep`, writes down what was seen.
 ///
 /// # Errors
 /// A kernel that does not build, a machine that does not start, or a result that cannot be written.
@@ -66,17 +68,35 @@ pub fn guests(
     let names = names(flags, workshop)?;
     let subjects = names.iter().map(|name| subject(name, flags, workshop, events)).collect::<Result<Vec<_>>>()?;
     let lab = Lab::open(flags, workshop, kind, topology, guest, subjects.first(), events)?;
-    let (mut totals, mut known, mut tested) = (Totals::default(), None, Vec::new());
-    for subject in &subjects {
-        let made = lab.test(subject, events)?;
-        let (seen, kernel) = lab.tell(subject, made, &mut known)?;
-        totals.add(seen);
-        tested.push(kernel);
-    }
-    if flags.keep {
-        lanes::keep(workshop.root, &flags.lane, tested)?;
-    }
+    let keeper = if flags.keep { Some(keeper(flags, workshop, &subjects, events)?) } else { None };
+    let (mut totals, mut known, mut waiting) = (Totals::default(), None, BTreeMap::new());
+    let (mut untold, at_once) = (subjects.iter().enumerate(), flags.jobs.get() as usize);
+    let test = |&index: &usize, events: Events<'_>| lab.test(&subjects[index], events);
+    side_by_side((0..subjects.len()).collect(), at_once, test, events, |index, made, _| {
+        waiting.insert(index, made?);
+        // Told in order: mainline is what the others are judged by.
+        while let Some((index, subject)) = untold.clone().next()
+            && let Some(made) = waiting.remove(&index)
+        {
+            untold.next();
+            let (seen, tested) = lab.tell(subject, made, &mut known)?;
+            totals.add(seen);
+            keeper.iter().try_for_each(|keeper| keeper.keep(tested.clone()))?;
+        }
+        Ok(())
+    })?;
     Ok(totals)
+}
+
+/// Keeps what these kernels show, and leaves what was kept of prefixes that are as they were.
+fn keeper(flags: &TestFlags, workshop: &Workshop<'_>, subjects: &[Subject], events: Events<'_>) -> Result<Keeper> {
+    let mut current = BTreeMap::new();
+    for name in workshop.prefixes("patched")? {
+        let key = workshop.key(&name, &["base", &flags.lane], &mut *events)?;
+        current.insert(name, key);
+    }
+    current.extend(subjects.iter().map(|subject| (subject.kernel.name.clone(), subject.kernel.key.clone())));
+    Ok(Keeper::new(workshop.root, &flags.lane, current))
 }
 
 /// Mainline first, because it is the reference, and what is tested against it. Mainline asked for by name is all there is to test.
@@ -101,6 +121,11 @@ fn subject(name: &str, flags: &TestFlags, workshop: &Workshop<'_>, events: Event
     let kernel = workshop.prepare(name, &["base", &flags.lane], events)?;
     let selftests = if flags.no_selftests { None } else { Some(workshop.selftests(name, events)?) };
     Ok(Subject { kernel, selftests, reach: workshop.reach(name, events)? })
+}
+
+/// How many times as long it may take because `jobs` guests of `cpus` CPUs share the `host_cpus` of the host.
+fn crowd(jobs: u32, cpus: u32, host_cpus: u32) -> u32 {
+    (jobs * cpus).div_ceil(host_cpus.max(1)).clamp(1, jobs)
 }
 
 /// What the boots of one kernel showed, not yet judged.
@@ -179,8 +204,14 @@ impl<'a> Lab<'a> {
         Ok(made)
     }
 
+    /// How many times as long a boot may take on this machine, in this lane, beside others.
+    fn slower(&self, machine: &dyn Machine) -> u32 {
+        let host_cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
+        patience(&self.flags.lane) * crowd(self.flags.jobs.get(), machine.info().cpus, host_cpus)
+    }
+
     fn suite_job(&self, subject: &Subject) -> SuiteJob {
-        let slower = patience(&self.flags.lane);
+        let slower = self.slower(self.suite_on.as_ref());
         let selftests =
             |built: &Selftests| SelftestJob { folder: built.programs.clone(), limit_s: SELFTEST_LIMIT_S * slower };
         SuiteJob {
@@ -204,7 +235,7 @@ impl<'a> Lab<'a> {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let job = Job { protocol: PROTOCOL, seed: 1, work };
-        let limits = LIMITS.times(patience(&self.flags.lane) * machine.patience());
+        let limits = LIMITS.times(self.slower(machine) * machine.patience());
         let boot = Boot {
             kernel: Some(kernel),
             guest: &self.guest,
@@ -326,6 +357,12 @@ mod tests {
         assert_eq!((points(&["--filter=umount"]), points(&["--no-storms"])), (0, 0));
         let job = storms(&flags(&[]), 8).unwrap();
         assert!(job.points.iter().all(|point| (point.cpus, point.threads, point.containers) == (8, 8, 16)));
+    }
+
+    #[test]
+    fn guests_that_share_cpus_have_more_time_and_no_more_than_they_take_from_each_other() {
+        assert_eq!((crowd(1, 2, 2), crowd(1, 8, 2), crowd(2, 2, 2)), (1, 1, 2));
+        assert_eq!((crowd(4, 2, 16), crowd(4, 8, 16), crowd(4, 8, 1)), (1, 2, 4));
     }
 
     fn log(console: &str, end: End) -> (tempfile::TempDir, BootLog) {
