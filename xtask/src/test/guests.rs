@@ -7,6 +7,7 @@ use crate::kernel::{Kernel, Reach, Selftests, Workshop};
 use crate::known::{self, Known};
 use crate::lanes::{Booted, Keeper, Tested};
 use crate::machine::{self, Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
+use crate::process::check_interrupt;
 use crate::side_by_side::side_by_side;
 use crate::{console, guest, measure, report, small_storm};
 use anyhow::{Context, Result};
@@ -245,7 +246,12 @@ impl<'a> Lab<'a> {
             machine_seed: 1,
             evidence: None,
         };
-        measure::boot_any(machine, &boot, &format!("{what} on {} ({})", kernel.name, self.flags.lane), events)
+        check_interrupt("the test")?;
+        let log =
+            measure::boot_any(machine, &boot, &format!("{what} on {} ({})", kernel.name, self.flags.lane), events)?;
+        // A boot that somebody ended says nothing of its kernel.
+        check_interrupt("the test")?;
+        Ok(log)
     }
 
     fn dir(&self, kernel: &Kernel) -> PathBuf {
