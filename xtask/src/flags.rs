@@ -188,6 +188,9 @@ pub struct TestFlags {
     /// Write what this lane showed into results/lanes.json and results/lanes.md, kernel by kernel
     #[arg(long, conflicts_with_all = ["filter", "no_guests", "mutants"])]
     pub keep: bool,
+    /// Leave out kernels of which the lane has kept all that is asked for, without a failure; mainline, the reference, is tested again
+    #[arg(long, requires = "keep")]
+    pub resume: bool,
     /// Test the suite itself: boot each kernel of kernel-patches/mutants/ of this lane, say what killed it, write results/mutants.md
     #[arg(long, conflicts_with_all = ["filter", "no_guests"])]
     pub mutants: bool,

@@ -85,6 +85,13 @@ impl Tested {
         }
     }
 
+    fn is_whole(&self, whats: &[&str], selftests: bool) -> bool {
+        let booted = |what: &&str| self.boots.iter().any(|boot| boot.what == *what && boot.ended.is_none());
+        let without_failure = [self.suite, self.selftests, self.storms].iter().all(|totals| totals.failed == 0);
+        let told = self.failures.is_empty() && without_failure;
+        told && whats.iter().all(booted) && (!selftests || self.selftests.passed > 0)
+    }
+
     fn wall_s(&self) -> f64 {
         self.boots.iter().map(|boot| boot.wall_s).sum()
     }
@@ -145,6 +152,13 @@ impl Keeper {
         // Asked for before anything is written: results of its own make no checkout dirty.
         let mountlab_commit = bench::commit_of(root);
         Keeper { results: root.join("results"), lane: lane.into(), mountlab_commit, current }
+    }
+
+    /// Whether a kernel has shown already, without a failure, what a run shows that makes the boots `whats` of it, with selftests or without.
+    pub fn has(&self, kernel: &Kernel, whats: &[&str], selftests: bool) -> bool {
+        let lanes = Lanes::load(&self.results.join("lanes.json"));
+        let mut kept = lanes.lanes.iter().filter(|kept| kept.lane == self.lane).flat_map(Lane::tested);
+        kept.any(|tested| tested.key == kernel.key && tested.kernel == kernel.name && tested.is_whole(whats, selftests))
     }
 
     /// Writes down what a kernel showed, in place of what it showed before.
@@ -372,6 +386,26 @@ mod tests {
             assert!(text.contains(line), "{line} is missing in {text}");
         }
         assert!(text.contains("which ended from now to now, on 2 x CPU; suite on "), "{text}");
+    }
+
+    #[test]
+    fn what_was_kept_whole_need_not_be_shown_again() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("results")).unwrap();
+        let keeper = Keeper::new(dir.path(), "kasan", ["a", "b", "c"].map(|name| (name.into(), "k1".into())).into());
+        keeper.keep(tested("a", &[("umount::a", Outcome::Passed)])).unwrap();
+        keeper.keep(tested("b", &[("umount::a", failed("EIO")), ("selftest::x/y", Outcome::Passed)])).unwrap();
+        let mut ended = tested("c", &[("umount::a", Outcome::Passed)]);
+        ended.boots[0].ended = Some("the guest hangs".into());
+        keeper.keep(ended).unwrap();
+        let kernel = |name: &str, key: &str| Kernel { name: name.into(), key: key.into(), ..Kernel::default() };
+        assert!(keeper.has(&kernel("a", "k1"), &["suite"], false));
+        assert!(!keeper.has(&kernel("a", "k2"), &["suite"], false), "another kernel");
+        assert!(!keeper.has(&kernel("a", "k1"), &["suite", "storms"], false), "no storms were kept");
+        assert!(!keeper.has(&kernel("a", "k1"), &["suite"], true), "no selftests were kept");
+        assert!(!keeper.has(&kernel("b", "k1"), &["suite"], true), "it failed");
+        assert!(!keeper.has(&kernel("c", "k1"), &["suite"], false), "its boot ended badly");
+        assert!(!Keeper::new(dir.path(), "kcsan", BTreeMap::new()).has(&kernel("a", "k1"), &["suite"], false));
     }
 
     #[test]

@@ -42,6 +42,10 @@ const STORM_LAYERS: u32 = 5;
 /// Iterations of each storm: the leak oracle needs two.
 const STORM_ITERATIONS: u32 = 2;
 
+/// What boots are called.
+const SUITE: &str = "suite";
+const STORMS: &str = "storms";
+
 /// The lane of data races.
 const KCSAN: &str = "kcsan";
 
@@ -67,9 +71,12 @@ pub fn guests(
 ) -> Result<Totals> {
     let guest = guest::build(workshop.root, events)?;
     let names = names(flags, workshop)?;
-    let subjects = names.iter().map(|name| subject(name, flags, workshop, events)).collect::<Result<Vec<_>>>()?;
-    let lab = Lab::open(flags, workshop, kind, topology, guest, subjects.first(), events)?;
+    let mut subjects = names.iter().map(|name| subject(name, flags, workshop, events)).collect::<Result<Vec<_>>>()?;
     let keeper = if flags.keep { Some(keeper(flags, workshop, &subjects, events)?) } else { None };
+    if flags.resume {
+        leave_out_kept(&mut subjects, keeper.as_ref(), flags, events);
+    }
+    let lab = Lab::open(flags, workshop, kind, topology, guest, subjects.first(), events)?;
     let (mut totals, mut known, mut waiting) = (Totals::default(), None, BTreeMap::new());
     let (mut untold, at_once) = (subjects.iter().enumerate(), flags.jobs.get() as usize);
     let test = |&index: &usize, events: Events<'_>| lab.test(&subjects[index], events);
@@ -98,6 +105,20 @@ fn keeper(flags: &TestFlags, workshop: &Workshop<'_>, subjects: &[Subject], even
     }
     current.extend(subjects.iter().map(|subject| (subject.kernel.name.clone(), subject.kernel.key.clone())));
     Ok(Keeper::new(workshop.root, &flags.lane, current))
+}
+
+/// Leaves out what was kept; never the first, which is mainline.
+fn leave_out_kept(subjects: &mut Vec<Subject>, keeper: Option<&Keeper>, flags: &TestFlags, events: Events<'_>) {
+    let whats: &[&str] = if flags.no_storms { &[SUITE] } else { &[SUITE, STORMS] };
+    let mut first = true;
+    subjects.retain(|subject| {
+        let is_kept = || keeper.is_some_and(|keeper| keeper.has(&subject.kernel, whats, !flags.no_selftests));
+        let stays = std::mem::take(&mut first) || !is_kept();
+        if !stays {
+            events.hear(&Event::Note(format!("{}: kept already, left out", subject.kernel.name)));
+        }
+        stays
+    });
 }
 
 /// Mainline first, because it is the reference, and what is tested against it. Mainline asked for by name is all there is to test.
@@ -193,14 +214,14 @@ impl<'a> Lab<'a> {
         // A filter may leave storms alone.
         if !self.flags.filter.as_ref().is_some_and(|filter| filter.starts_with(small_storm::AREA)) {
             let machine = self.suite_on.as_ref();
-            let log = self.boot(subject, "suite", machine, Work::Suite(self.suite_job(subject)), events)?;
-            made.add("suite", machine, log, |log| trials(&log.events));
+            let log = self.boot(subject, SUITE, machine, Work::Suite(self.suite_job(subject)), events)?;
+            made.add(SUITE, machine, log, |log| trials(&log.events));
             made.trials.extend(subject.selftests.iter().flat_map(not_there));
         }
         let machine = self.storms_on.as_ref();
         if let Some(job) = storms(self.flags, machine.info().cpus) {
-            let log = self.boot(subject, "storms", machine, Work::Storm(job.clone()), events)?;
-            made.add("storms", machine, log, |log| small_storm::trials(&job, log));
+            let log = self.boot(subject, STORMS, machine, Work::Storm(job.clone()), events)?;
+            made.add(STORMS, machine, log, |log| small_storm::trials(&job, log));
         }
         Ok(made)
     }
