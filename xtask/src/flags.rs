@@ -238,6 +238,9 @@ pub struct ProfileFlags {
     /// What each patch of --kernel does: every prefix of the series, on 8 CPUs and on --cpus, counted and timed (bench kernels, no stacks)
     #[arg(long, conflicts_with = "baseline")]
     pub each: bool,
+    /// Boots of each prefix, with seeds from --seed on; throughput is their mean, with the least and the most
+    #[arg(long, default_value_t = 1, value_name = "N", requires = "each", value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub boots: u64,
     /// Time that a CPU is awake between two samples of its stack, ns
     #[arg(long, default_value_t = 10_000, value_name = "NS", value_parser = clap::value_parser!(u64).range(100..))]
     pub period_ns: u64,
