@@ -1,10 +1,12 @@
 //! Who receives a mount and who an umount, where it is easily forgotten: at the edge of a peer, and behind one that is gone.
 
 use super::trials;
+use anyhow::{Result, ensure};
 use mount_storms::call::{Refused, Verdict, same};
 use mount_storms::scratch::Scratch;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
+use std::time::{Duration, Instant};
 
 trials!("receivers":
     a_mount_reaches_a_peer_that_was_bound_from_its_very_place,
@@ -15,12 +17,29 @@ trials!("receivers":
     an_umount_of_any_copy_takes_all,
     a_mount_that_has_changed_its_group_hears_the_new_one,
     a_mount_finds_its_own_slaves_among_thousands_of_other_masters,
+    an_umount_among_many_peers_reaches_its_receivers_alone,
+    among_many_peers_a_busy_receiver_refuses_an_umount_and_a_busy_stranger_does_not,
+    an_umount_takes_no_longer_for_strangers_on_the_same_dentry,
+    an_umount_takes_no_longer_for_a_chain_of_masters,
 );
 
 /// Trees of masters beside the one whose slaves are looked up, and the mounts of each. A table of mounts by group has a chain for each half MiB
 /// of memory: these are more masters than chains on the smallest machine.
 const TREES: usize = 60;
 const TREE: usize = 100;
+
+/// Peers that do not see a mountpoint, enough of them that looking into each takes longer than what is mounted there.
+const PEERS_ELSEWHERE: usize = 40;
+
+/// Mounts whose umount is timed.
+const STRANGERS: usize = 2500;
+
+/// Masters in a row, each a slave of the one before.
+const MASTERS: usize = 1200;
+
+/// How many times as long an umount may take that has strangers on its dentry: there are thousands of times as many mounts to look at, and an
+/// emulator on a busy host has been seen to take twice as long for the same.
+const NO_LONGER: u32 = 4;
 
 /// A shared mount at "parent".
 fn shared_parent(s: &Scratch) -> Verdict {
@@ -141,4 +160,111 @@ fn a_mount_finds_its_own_slaves_among_thousands_of_other_masters(s: &Scratch) ->
     same("the file at the slave", s.read("slave/disk/file")?, "content")?;
     s.umount("parent/disk")?;
     same("whether the slave has it still", s.exists("slave/disk/file"), false)
+}
+
+/// A shared mount with many peers elsewhere, and mounts on one dentry of it: in a peer, a slave and a slave of that, and in a stranger.
+fn among_many_peers(s: &Scratch) -> Verdict {
+    shared_parent(s)?;
+    for n in 0..PEERS_ELSEWHERE {
+        s.dir(&format!("parent/elsewhere{n}"))?;
+        s.bind(&format!("parent/elsewhere{n}"), &format!("elsewhere{n}"))?;
+    }
+    s.bind("parent", "peer")?;
+    slave_of(s, "parent", "slave")?;
+    s.make("slave", MsFlags::MS_SHARED)?;
+    slave_of(s, "slave", "last")?;
+    s.bind("parent", "stranger")?;
+    s.make("stranger", MsFlags::MS_PRIVATE)?;
+    s.make("stranger", MsFlags::MS_SHARED)?;
+    s.tmpfs("parent/disk")?;
+    Ok(s.tmpfs("stranger/disk")?)
+}
+
+fn have_disks(s: &Scratch, places: &[&str]) -> Verdict {
+    let mut having = Vec::new();
+    for place in ["parent", "peer", "slave", "last", "stranger"] {
+        if s.mounts_at(&format!("{place}/disk"))? == 1 {
+            having.push(place);
+        }
+    }
+    same("who has a disk", having.as_slice(), places)
+}
+
+fn an_umount_among_many_peers_reaches_its_receivers_alone(s: &Scratch) -> Verdict {
+    among_many_peers(s)?;
+    have_disks(s, &["parent", "peer", "slave", "last", "stranger"])?;
+    s.umount("peer/disk")?;
+    have_disks(s, &["stranger"])?;
+    s.tmpfs("parent/disk")?;
+    s.umount("slave/disk")?;
+    have_disks(s, &["parent", "peer", "stranger"])?;
+    s.umount_lazily("parent/disk")?;
+    have_disks(s, &["stranger"])
+}
+
+fn among_many_peers_a_busy_receiver_refuses_an_umount_and_a_busy_stranger_does_not(s: &Scratch) -> Verdict {
+    among_many_peers(s)?;
+    let file = s.open_writer("last/disk/file")?;
+    s.umount("peer/disk").refused_with(Errno::EBUSY)?;
+    drop(file);
+    let _strangers = s.open_writer("stranger/disk/file")?;
+    s.umount("peer/disk")?;
+    have_disks(s, &["stranger"])
+}
+
+/// The time that a lazy umount of everything at a place takes.
+fn time_of_umount(s: &Scratch, name: &str) -> Result<Duration> {
+    let start = Instant::now();
+    s.umount_lazily(name)?;
+    Ok(start.elapsed())
+}
+
+/// Below "tree", binds of one filesystem that have nothing to do with each other, and on each a mount: on a dentry of its own, or all on one.
+fn strangers(s: &Scratch, on_one_dentry: bool) -> Verdict {
+    s.tmpfs("source")?;
+    s.tmpfs("tree")?;
+    let place = |n| if on_one_dentry { "disk".to_owned() } else { format!("disk{n}") };
+    for n in 0..STRANGERS {
+        s.dir(&format!("source/{}", place(n)))?;
+        s.bind("source", &format!("tree/{n}"))?;
+        s.bind("source", &format!("tree/{n}/{}", place(n)))?;
+    }
+    // Each becomes a peer group of its own.
+    Ok(s.make("tree", MsFlags::MS_SHARED | MsFlags::MS_REC)?)
+}
+
+fn an_umount_takes_no_longer_for_strangers_on_the_same_dentry(s: &Scratch) -> Verdict {
+    let mut times = Vec::new();
+    for on_one_dentry in [false, true] {
+        strangers(s, on_one_dentry)?;
+        times.push(time_of_umount(s, "tree")?);
+        s.umount("source")?;
+    }
+    no_longer(times[0], times[1])
+}
+
+fn an_umount_takes_no_longer_for_a_chain_of_masters(s: &Scratch) -> Verdict {
+    let mut times = Vec::new();
+    for is_chain in [false, true] {
+        s.tmpfs("links")?;
+        s.tmpfs("links/0")?;
+        s.make("links/0", MsFlags::MS_SHARED)?;
+        s.dir("links/0/disk")?;
+        for n in 1..MASTERS {
+            let (master, link) = (format!("links/{}", if is_chain { n - 1 } else { 0 }), format!("links/{n}"));
+            slave_of(s, &master, &link)?;
+            s.make(&link, MsFlags::MS_SHARED)?;
+        }
+        s.tmpfs("links/0/disk")?;
+        same("mounts at the last of them", s.mounts_at(&format!("links/{}/disk", MASTERS - 1))?, 1)?;
+        times.push(time_of_umount(s, "links/0/disk")?);
+        same("mounts at the last of them, then", s.mounts_at(&format!("links/{}/disk", MASTERS - 1))?, 0)?;
+        s.umount_lazily("links")?;
+    }
+    no_longer(times[0], times[1])
+}
+
+fn no_longer(without: Duration, with: Duration) -> Verdict {
+    ensure!(with <= without * NO_LONGER, "it took {with:?}, and {without:?} where there was nothing in the way");
+    Ok(())
 }
