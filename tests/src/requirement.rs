@@ -136,6 +136,14 @@ pub fn freed_memory_is_free() -> Verdict {
     require(!has_quarantine(), || "KASAN keeps freed memory in quarantine".to_owned())
 }
 
+/// Thousands of mounts in seconds. With KASAN each access to memory is a call.
+///
+/// # Errors
+/// [`Skip`].
+pub fn thousands_of_mounts_take_seconds() -> Verdict {
+    require(!has_quarantine(), || "thousands of mounts take minutes under KASAN".to_owned())
+}
+
 /// Whether this kernel has KASAN's quarantine.
 pub fn has_quarantine() -> bool {
     std::fs::read_to_string("/proc/kallsyms").unwrap_or_default().contains(" kasan_quarantine_put")
