@@ -24,6 +24,8 @@ pub enum Word {
     Sequence,
     /// The spinlock of `mount_lock`.
     Lock,
+    /// `->pwd` of a `struct fs_struct`: whether it is the mount.
+    Pwd,
     /// How often the mount has died: what `cleanup_mnt()` takes down.
     Deaths,
     /// No word: the order of `rcu_read_lock()` and `rcu_read_unlock()`.
@@ -32,7 +34,7 @@ pub enum Word {
 
 impl Word {
     /// The number of words.
-    pub const COUNT: usize = 2 * CPUS + 8;
+    pub const COUNT: usize = 2 * CPUS + 9;
 
     /// Where the word is in memory.
     pub fn slot(self) -> usize {
@@ -47,12 +49,13 @@ impl Word {
             Word::Lock => 2 * CPUS + 5,
             Word::Deaths => 2 * CPUS + 6,
             Word::Rcu => 2 * CPUS + 7,
+            Word::Pwd => 2 * CPUS + 8,
         }
     }
 
     /// Whether it is part of the mount, and is freed with it.
     pub fn is_of_mount(self) -> bool {
-        !matches!(self, Word::Sequence | Word::Lock | Word::Deaths | Word::Rcu)
+        !matches!(self, Word::Sequence | Word::Lock | Word::Pwd | Word::Deaths | Word::Rcu)
     }
 }
 

@@ -65,6 +65,11 @@ pub enum Role {
     /// The same after the sequence has changed: takes a new one, and goes on if the mount is in a namespace under it
     /// (`__legitimize_walked_mnt()`).
     LateWalker,
+    /// Has a reference that others borrow: its `->pwd`. Takes the mount from there, then as a putter (`set_fs_pwd()`).
+    Lender,
+    /// Begins a walk after the sequence has changed, with the mount that is the lender's `->pwd` (`path_init()`). Has no reason to ask whether
+    /// that is in a namespace. Then as a walker.
+    Borrower,
     /// Changes the sequence of `mount_lock`, for something that has nothing to do with the mount.
     Stranger,
     /// `umount2(2)` with `MNT_DETACH`. Has two references: the mount's own, and one for the path.
@@ -77,8 +82,8 @@ impl Role {
     /// References at the start.
     pub fn references(self) -> i8 {
         match self {
-            Role::Putter | Role::Copier => 1,
-            Role::Walker | Role::LateWalker | Role::Stranger => 0,
+            Role::Putter | Role::Copier | Role::Lender => 1,
+            Role::Walker | Role::LateWalker | Role::Borrower | Role::Stranger => 0,
             Role::Detacher | Role::Umounter => 2,
         }
     }
@@ -88,13 +93,18 @@ impl Role {
         matches!(self, Role::Detacher | Role::Umounter)
     }
 
+    /// Whether somebody borrows this one's reference.
+    pub fn lends(self) -> bool {
+        self == Role::Lender
+    }
+
     /// Whether this one has the mount under RCU at the start, and no reference.
     pub fn walks(self) -> bool {
         matches!(self, Role::Walker | Role::LateWalker)
     }
 
     fn takes(self) -> bool {
-        self == Role::Copier || self.walks()
+        matches!(self, Role::Copier | Role::Borrower) || self.walks()
     }
 }
 
@@ -137,6 +147,8 @@ impl Kernel {
             Role::Copier => function.copy(),
             Role::Walker => function.legitimize_mnt(),
             Role::LateWalker => function.legitimize_walked_mnt(),
+            Role::Lender => function.set_fs_pwd(),
+            Role::Borrower => function.walk_from_pwd(),
             Role::Stranger => function.change_sequence(),
             Role::Detacher => function.do_umount(false),
             Role::Umounter => function.do_umount(true),
@@ -182,6 +194,33 @@ impl Function<'_> {
         self.to.op(Op::Increment(Word::Gets(self.cpu)));
         self.mntput();
         self.use_and_put();
+    }
+
+    /// `set_fs_pwd()`: somebody else's mount, and the end of the reference to this one.
+    fn set_fs_pwd(&mut self) {
+        self.to.ops(&[Op::Use(self.kernel.thing), Op::Store(Word::Pwd, 0)]);
+        self.mntput();
+    }
+
+    /// `path_init()` for a relative path: the sequence first, then `->pwd`. Where that is another mount there is nothing to do with this one; a
+    /// walk under the old sequence is [`Role::Walker`]'s.
+    fn walk_from_pwd(&mut self) {
+        let (contested, put, out, gone) = (self.to.label(), self.to.label(), self.to.label(), self.to.label());
+        self.to.op(Op::RcuLock);
+        self.load(Word::Sequence, SEQUENCE);
+        self.branch(SEQUENCE, If::IsNot(NEW as i8), gone);
+        self.to.op(Op::Order(Barrier::Loads));
+        self.load(Word::Pwd, SEEN);
+        self.branch(SEEN, If::Is(0), gone);
+        self.take_reference();
+        self.second_look(NEW as i8, contested);
+        self.finish_walk(contested, put);
+        self.legitimize_contested(put, out);
+        self.to.place(gone);
+        self.to.ops(&[Op::RcuUnlock, Op::Jump(out)]);
+        self.to.place(put);
+        self.use_and_put();
+        self.to.place(out);
     }
 
     fn write_seqlock(&mut self) {

@@ -4,7 +4,7 @@ use super::explore::{Found, explore};
 use super::machine::{Machine, Violation};
 use super::program::{Assembler, Barrier, Op, Program, Thing, Word};
 use super::protocol::{Kernel, Part, Role};
-use Role::{Copier, Detacher, LateWalker, Putter, Stranger, Umounter, Walker};
+use Role::{Borrower, Copier, Detacher, LateWalker, Lender, Putter, Stranger, Umounter, Walker};
 
 /// Who has to do with a mount at once.
 type Scenario = &'static [Role];
@@ -39,8 +39,12 @@ const UMOUNT_LATE_WALKER: Scenario = &[Umounter, LateWalker];
 const LATE: [Scenario; 4] =
     [UMOUNT_LATE_WALKER, &[Detacher, LateWalker], &[Umounter, Putter, LateWalker], &[Detacher, Putter, LateWalker]];
 
+const LENT_DETACHED: Scenario = &[Detacher, Lender, Borrower];
+/// A walker begins under the sequence that the umount leaves behind, with the mount that somebody else has a reference to.
+const LENT: [Scenario; 2] = [LENT_DETACHED, &[Umounter, Lender, Borrower]];
+
 /// The least that shows what a part is for, and what happens without it.
-const NEEDS: [(Part, Scenario, Violation); 14] = [
+const NEEDS: [(Part, Scenario, Violation); 16] = [
     (Part::BarrierBeforePut, COPIER, Violation::UseAfterFree),
     (Part::BarrierAfterPut, PUTTERS, Violation::Leak),
     (Part::BarrierInCount, COPIER, Violation::NegativeCount),
@@ -55,6 +59,8 @@ const NEEDS: [(Part, Scenario, Violation); 14] = [
     (Part::BusyCheck, UMOUNT_PUTTER, Violation::UseAfterFree),
     (Part::LookAtNamespace, UMOUNT_LATE_WALKER, Violation::UseAfterFree),
     (Part::SecondLook, UMOUNT_WALKER, Violation::UseAfterFree),
+    (Part::GracePeriod, LENT_DETACHED, Violation::Leak),
+    (Part::BarrierBeforePut, LENT_DETACHED, Violation::UseAfterFree),
 ];
 
 /// As the patches have it.
@@ -66,7 +72,9 @@ fn kernel(roles: Scenario) -> Kernel {
 fn run(kernel: &Kernel, hurries: bool) -> Found {
     let walkers = (0..).zip(&kernel.roles).filter(|(_, role)| role.walks());
     let readers = walkers.fold(0, |readers, (cpu, _)| readers | 1 << cpu);
-    let found = explore(&Machine::new(kernel.programs(), hurries), &[(Word::Ns, u8::from(kernel.umounts()))], readers);
+    let lent = kernel.roles.iter().any(|role| role.lends());
+    let memory = [(Word::Ns, u8::from(kernel.umounts())), (Word::Pwd, u8::from(lent))];
+    let found = explore(&Machine::new(kernel.programs(), hurries), &memory, readers);
     show(kernel, &found);
     found
 }
@@ -99,7 +107,7 @@ fn an_unmounted_mount_dies_once_and_nobody_has_it_then() {
 
 #[test]
 fn umount_waits_for_a_grace_period_whenever_it_has_to() {
-    for roles in UMOUNTS.into_iter().chain(LATE) {
+    for roles in UMOUNTS.into_iter().chain(LATE).chain(LENT) {
         assert_holds(&kernel(roles));
     }
 }
