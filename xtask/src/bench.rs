@@ -191,14 +191,18 @@ pub fn topology(flags: &MachineFlags, cpus: Option<u32>) -> Result<Topology> {
     cpus.map_or(Ok(topology.clone()), |cpus| topology.with_cpus(cpus))
 }
 
-/// Commit of the checkout, with "-dirty" when it has changes.
+/// Commit of the checkout, with "-dirty" when it has changes. Results are none: a run that comes after another is of the same checkout.
 pub fn commit_of(root: &Path) -> String {
-    let describe = || -> Result<String> {
+    let git = |arguments: &[&str]| -> Result<String> {
         let shell = Shell::new()?;
-        let git = cmd!(shell, "git -C {root} describe --always --dirty --abbrev=12 --exclude=*");
-        Task::new(git).limit(Duration::from_secs(20)).run()
+        Task::new(cmd!(shell, "git -C {root} {arguments...}")).limit(Duration::from_secs(20)).run()
     };
-    describe().map_or("unknown".into(), |commit| commit.trim().to_owned())
+    let described = || -> Result<String> {
+        let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+        let changes = git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results"])?;
+        Ok(format!("{}{}", commit.trim(), if changes.trim().is_empty() { "" } else { "-dirty" }))
+    };
+    described().unwrap_or("unknown".into())
 }
 
 /// Writes the generated index of all runs.
@@ -286,6 +290,33 @@ mod tests {
     use super::*;
     use crate::flags::{Command, Flags};
     use clap::Parser;
+
+    #[test]
+    fn a_checkout_is_dirty_by_changes_and_not_by_results() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        assert_eq!(commit_of(root), "unknown");
+        let git = |arguments: &str| {
+            let shell = Shell::new().unwrap();
+            let arguments: Vec<&str> = arguments.split_whitespace().collect();
+            Task::new(cmd!(shell, "git -C {root} -c user.name=a -c user.email=a@example.org {arguments...}"))
+                .run()
+                .unwrap()
+        };
+        let write = |name: &str, text: &str| {
+            std::fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            std::fs::write(root.join(name), text).unwrap();
+        };
+        ["code", "results/lanes.md"].iter().for_each(|name| write(name, "old"));
+        ["init --quiet", "add .", "commit --quiet --message=x"].iter().for_each(|arguments| drop(git(arguments)));
+        let commit = commit_of(root);
+        assert_eq!(commit.len(), 12, "{commit}");
+        write("results/lanes.md", "new");
+        write("results/run/report.md", "new");
+        assert_eq!(commit_of(root), commit);
+        write("code", "new");
+        assert_eq!(commit_of(root), format!("{commit}-dirty"));
+    }
 
     #[test]
     fn a_reader_looks_often_only_where_it_takes_no_time_from_a_storm() {

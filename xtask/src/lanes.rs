@@ -149,7 +149,6 @@ impl Keeper {
     /// A keeper for a run of a lane that begins now. `current` are the keys of kernels in this lane, by name: what was kept of another
     /// kernel of such a name, or of a name that is not among them, goes.
     pub fn new(root: &Path, lane: &str, current: BTreeMap<String, String>) -> Keeper {
-        // Asked for before anything is written: results of its own make no checkout dirty.
         let mountlab_commit = bench::commit_of(root);
         Keeper { results: root.join("results"), lane: lane.into(), mountlab_commit, current }
     }
