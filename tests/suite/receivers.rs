@@ -38,7 +38,8 @@ const STRANGERS: usize = 8000;
 /// Masters in a row, each a slave of the one before.
 const MASTERS: usize = 5000;
 
-/// How many times as long an umount may take that has such in its way. An umount that looks at all of them takes four times as long and more.
+/// How many times as long an umount may take that has such in its way. An umount that looks at all of them takes three times as
+/// long and more.
 const NO_LONGER: f64 = 2.5;
 
 /// How often to time it: the host may be busy with something else meanwhile.

@@ -182,7 +182,7 @@ pub struct TestFlags {
     /// Leave out the small storms on 8 CPUs or more, which come last
     #[arg(long)]
     pub no_storms: bool,
-    /// Kernels to test at once, each in guests of its own: with more CPUs than a guest has, or for suites, which wait much
+    /// Kernels to test at once, each in guests of its own: worth it where the host has more CPUs than a guest
     #[arg(long, default_value = "1", value_name = "N", conflicts_with = "mutants")]
     pub jobs: std::num::NonZeroU32,
     /// Write what this lane showed into results/lanes.json and results/lanes.md, kernel by kernel

@@ -236,11 +236,8 @@ impl Lane {
         let boots = self.tested().flat_map(|tested| &tested.boots);
         let machines =
             distinct(boots.map(|boot| format!("{} on {} ({} CPUs)", boot.what, boot.machine.kind, boot.machine.cpus)));
-        let ended = |pick: fn(&str, &str) -> bool| {
-            let ends = self.kernels.iter().map(|kept| kept.ended.as_str());
-            ends.reduce(|one, other| if pick(one, other) { one } else { other }).unwrap_or_default()
-        };
-        let (first, last) = (ended(|one, other| one < other), ended(|one, other| one > other));
+        let ends = || self.kernels.iter().map(|kept| kept.ended.as_str());
+        let (first, last) = (ends().min().unwrap_or_default(), ends().max().unwrap_or_default());
         let mut text = format!(
             "\n## {}\n\n{minutes:.0} minutes of boots, which ended from {first} to {last}, on {hosts}; {machines}; mountlab {commits}.\n\n",
             self.lane

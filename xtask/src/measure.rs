@@ -7,7 +7,7 @@ use crate::machine::{Boot, BootLog, Limits, Machine, Region};
 use crate::plan::SplitMix64;
 use crate::process::check_interrupt;
 use crate::results::{Arm, Cost, Manifest, PlannedBoot, Run, StoredSample};
-use crate::side_by_side::side_by_side;
+use crate::side_by_side::{host_cpus, side_by_side};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, Sample, StormJob, Work};
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ pub fn measure(run: &mut Run, fleet: &Fleet, guest: &Path, events: Events<'_>) -
 /// How many boots may run at once: one on each CPU of the host where time is virtual, else one.
 fn at_once(fleet: &Fleet) -> usize {
     let virtual_time = fleet.values().all(|machine| machine.info().has_virtual_time());
-    if virtual_time { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) } else { 1 }
+    if virtual_time { host_cpus() } else { 1 }
 }
 
 impl Plan<'_> {

@@ -1,6 +1,7 @@
 //! What may disturb the figures on this host: read once before a run, written into its manifest.
 
 use crate::machine::MachineInfo;
+use crate::side_by_side::host_cpus;
 use std::fs;
 
 /// Load per CPU above which other work is taken to compete with the guests.
@@ -87,7 +88,7 @@ pub fn host_in_words() -> String {
     let memory_kib = value(&text("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
     format!(
         "{} x {}, {} GiB, Linux {}, {}",
-        std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        host_cpus(),
         value(&text("/proc/cpuinfo"), "model name"),
         (memory_kib + (1 << 19)) >> 20,
         text("/proc/sys/kernel/osrelease").trim(),

@@ -12,7 +12,7 @@ use crate::kernel::{Kernel, Workshop};
 use crate::machine::{self, Evidence, Fallback, MachineKind, Setting, Topology};
 use crate::process::check_interrupt;
 use crate::results::{new_dated_dir, write_atomically};
-use crate::side_by_side::side_by_side;
+use crate::side_by_side::{host_cpus, side_by_side};
 use crate::{guest, setup, stats, warning};
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -66,11 +66,10 @@ pub fn waterfall(flags: &ProfileFlags, root: &Path, events: Events<'_>) -> Resul
     }
     let kernels: Vec<Kernel> = steps.iter().map(|step| step.kernel.clone()).collect();
     // Each boot is the same beside others and alone.
-    let at_once = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let look = |planned: &Planned, events: Events<'_>| {
         account(&kernels[planned.step], flags, planned, root, &cache, &guest, events)
     };
-    side_by_side(planned(steps.len(), flags), at_once, look, &mut *events, |planned, account, _| {
+    side_by_side(planned(steps.len(), flags), host_cpus(), look, &mut *events, |planned, account, _| {
         let step = &mut steps[planned.step];
         if planned.few { &mut step.few } else { &mut step.many }.push(account?);
         Ok(())

@@ -8,7 +8,7 @@ use crate::known::{self, Known};
 use crate::lanes::{Booted, Keeper, Tested};
 use crate::machine::{self, Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
 use crate::process::check_interrupt;
-use crate::side_by_side::side_by_side;
+use crate::side_by_side::{host_cpus, side_by_side};
 use crate::{console, guest, measure, report, small_storm};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{
@@ -228,8 +228,7 @@ impl<'a> Lab<'a> {
 
     /// How many times as long a boot may take on this machine, in this lane, beside others.
     fn slower(&self, machine: &dyn Machine) -> u32 {
-        let host_cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
-        patience(&self.flags.lane) * crowd(self.flags.jobs.get(), machine.info().cpus, host_cpus)
+        patience(&self.flags.lane) * crowd(self.flags.jobs.get(), machine.info().cpus, host_cpus() as u32)
     }
 
     fn suite_job(&self, subject: &Subject) -> SuiteJob {

@@ -205,22 +205,14 @@ impl Function<'_> {
     /// `path_init()` for a relative path: the sequence first, then `->pwd`. Where that is another mount there is nothing to do with this one; a
     /// walk under the old sequence is [`Role::Walker`]'s.
     fn walk_from_pwd(&mut self) {
-        let (contested, put, out, gone) = (self.to.label(), self.to.label(), self.to.label(), self.to.label());
+        let gone = self.to.label();
         self.to.op(Op::RcuLock);
         self.load(Word::Sequence, SEQUENCE);
         self.branch(SEQUENCE, If::IsNot(NEW as i8), gone);
         self.to.op(Op::Order(Barrier::Loads));
         self.load(Word::Pwd, SEEN);
         self.branch(SEEN, If::Is(0), gone);
-        self.take_reference();
-        self.second_look(NEW as i8, contested);
-        self.finish_walk(contested, put);
-        self.legitimize_contested(put, out);
-        self.to.place(gone);
-        self.to.ops(&[Op::RcuUnlock, Op::Jump(out)]);
-        self.to.place(put);
-        self.use_and_put();
-        self.to.place(out);
+        self.walk_under_new_sequence(gone);
     }
 
     fn write_seqlock(&mut self) {
@@ -338,7 +330,7 @@ impl Function<'_> {
     /// `__legitimize_walked_mnt()` that comes to a new sequence. With the old one it does what `__legitimize_mnt()` does, if it goes on; where
     /// `read_seqbegin()` waits while the sequence is odd, this one gives up, for the load may be as late as anything else.
     fn legitimize_walked_mnt(&mut self) {
-        let (contested, put, out, gone) = (self.to.label(), self.to.label(), self.to.label(), self.to.label());
+        let gone = self.to.label();
         self.load(Word::Sequence, SEQUENCE);
         self.branch(SEQUENCE, If::IsNot(NEW as i8), gone);
         self.to.op(Op::Order(Barrier::Loads));
@@ -346,6 +338,12 @@ impl Function<'_> {
             self.load(Word::Ns, SEEN);
             self.branch(SEEN, If::Is(0), gone);
         }
+        self.walk_under_new_sequence(gone);
+    }
+
+    /// The rest of a walk that began with the new sequence; places `gone`, for one that has nothing to take.
+    fn walk_under_new_sequence(&mut self, gone: Label) {
+        let (contested, put, out) = (self.to.label(), self.to.label(), self.to.label());
         self.take_reference();
         self.second_look(NEW as i8, contested);
         self.finish_walk(contested, put);
