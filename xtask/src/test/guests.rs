@@ -9,7 +9,7 @@ use crate::lanes::{Booted, Keeper, Tested};
 use crate::machine::{self, Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
 use crate::process::check_interrupt;
 use crate::side_by_side::{host_cpus, side_by_side};
-use crate::{console, guest, measure, report, small_storm};
+use crate::{console, guest, lanes, measure, report, small_storm};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{
     GuestEvent, Job, Outcome, PROTOCOL, Profile, SelftestJob, StormJob, SuiteJob, TrialResult, Work,
@@ -279,7 +279,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Judges, prints, and writes what a CI shows. A boot that ended badly is a failure by itself, whatever its trials said. The first kernel
-    /// is mainline: what its selftests do, and its data races, become known.
+    /// is mainline: what its selftests do, and its data races in this run and in kept ones, become known.
     fn tell(&self, subject: &Subject, made: Made, known: &mut Option<Known>) -> Result<(Totals, Tested)> {
         let Made { boots, trials, races } = made;
         let mut raced = known::races(&races, known.as_ref(), subject.reach.as_ref());
@@ -289,7 +289,8 @@ impl<'a> Lab<'a> {
         let mut trials = match known {
             Some(known) => known.judge(trials),
             None => {
-                let (mainline, trials) = Known::of_mainline(trials, races);
+                let earlier = lanes::races(self.root, &self.flags.lane, &subject.kernel);
+                let (mainline, trials) = Known::of_mainline(trials, races.into_iter().chain(earlier).collect());
                 *known = Some(mainline);
                 trials
             }
