@@ -5,7 +5,7 @@ use super::tree::Tree;
 use super::{Kernel, digest};
 use crate::cache::{Cache, or_no_space};
 use crate::event::Events;
-use crate::failure::Exit;
+use crate::failure::{Exit, Failure};
 use crate::process::Task;
 use crate::stage::Stage;
 use anyhow::{Context, Result, ensure};
@@ -29,6 +29,10 @@ const NEEDED_MIB: u64 = 1000;
 
 /// Part of each key. Change it when this file builds another kernel from the same source, config and compiler.
 const BUILD_RECIPE: &str = "build 1";
+
+/// gcc lets a goto jump into the scope of a guard(), whose destructor then gives back what was never taken; clang refuses it
+/// (include/linux/cleanup.h: "do not mix goto and guards").
+const STRICT: &str = "-Wjump-misses-init";
 
 /// Digits of the key in `uname -r`.
 const RELEASE_DIGITS: usize = 8;
@@ -80,7 +84,12 @@ pub fn key(tree: &Tree, kconfig: &Kconfig) -> Result<String> {
 }
 
 fn key_of(tree: &Tree, kconfig: &Kconfig, compiler: &str) -> String {
-    digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, compiler])
+    digest::key([BUILD_RECIPE, &tree.key, &kconfig.text, compiler].into_iter().chain(warnings(kconfig)))
+}
+
+/// Warnings that a kernel which is only built is compiled with, beyond the kernel's own choice.
+fn warnings(kconfig: &Kconfig) -> Option<&'static str> {
+    kconfig.is_build_only().then_some(STRICT)
 }
 
 /// A finished kernel of the cache.
@@ -142,6 +151,9 @@ impl Job<'_> {
             "KBUILD_BUILD_HOST=lab",
             "KBUILD_BUILD_VERSION=1",
         ]);
+        if let Some(warnings) = warnings(self.kconfig) {
+            make.arg(format!("KCFLAGS={warnings}"));
+        }
         for name in UNWANTED_ENV {
             make.env_remove(name);
         }
@@ -167,7 +179,28 @@ impl Job<'_> {
             Task::new(make).limit(BUILD_LIMIT).log(self.dir.join("build.log")).on_failure(Exit::Unavailable, HINT);
         let done = |log: &Path| count_steps(&fs::read_to_string(log).unwrap_or_default());
         let log = task.run_watched(|log| stage.progress("objects", || (done(log), steps.expected)))?;
+        self.refuse_warnings(build, &log)?;
         Ok(count_steps(&log))
+    }
+
+    /// A patch must not bring warnings. The base may have some.
+    fn refuse_warnings(&self, build: &Path, log: &str) -> Result<()> {
+        let changed: Vec<&str> = self.tree.changed().collect();
+        let warned = warned(log, &changed);
+        if warned.is_empty() {
+            return Ok(());
+        }
+        for path in changed {
+            // Compiled again next time, with its warning. One that is not there is of a file that this kernel does without.
+            let _ = fs::remove_file(build.join(path).with_extension("o"));
+        }
+        let message = format!(
+            "the compiler warns of files that the patches change:\n  {}\n\
+             the whole log: {}\nnext: mend the patch: `cargo xtask series edit DIR`",
+            warned.join("\n  "),
+            self.dir.join("build.log").display()
+        );
+        Err(Failure::error(Exit::Regression, message))
     }
 
     /// Copies the images out of the build folder and writes `kernel.json`, which makes the kernel exist, last.
@@ -199,6 +232,19 @@ const HINT: &str = "if a program or a header is missing, run `cargo xtask setup`
 /// What follows the version in `uname -r`: the host knows by it which kernel a guest runs.
 fn local_version(key: &str) -> String {
     format!("-lab-{}", &key[..RELEASE_DIGITS])
+}
+
+/// Lines of a build's log that warn of one of these files, each once.
+fn warned<'a>(log: &'a str, files: &[&str]) -> Vec<&'a str> {
+    let is_of = |line: &str, file: &str| {
+        let Some((before, _)) = line.split_once(&format!("{file}:")) else { return false };
+        before.is_empty() || before.ends_with('/')
+    };
+    let is_warning = |line: &&str| line.contains(": warning: ") && files.iter().any(|file| is_of(line, file));
+    let mut warned: Vec<&str> = log.lines().filter(is_warning).collect();
+    warned.sort_unstable();
+    warned.dedup();
+    warned
 }
 
 /// Lines of a quiet build's log that stand for a step: two blanks, then the tool in capitals.
@@ -239,6 +285,22 @@ mod tests {
     fn steps_are_counted_and_other_lines_are_not() {
         let log = "make[1]: Entering directory\n  CC      fs/namespace.o\n  AR      fs/built-in.a\nfs/a.c: In function\n   12 | x\n  LD      vmlinux\n";
         assert_eq!(count_steps(log), 3);
+    }
+
+    #[test]
+    fn warnings_count_where_they_are_of_a_changed_file() {
+        let log = "/w/fs/namespace.c:14:25: warning: jump skips variable initialization\n  CC fs/namespace.o\n\
+            ../fs/namespace.c:14:25: warning: jump skips variable initialization\n\
+            /w/fs/namespace.c:14:25: warning: jump skips variable initialization\n\
+            /w/myfs/pnode.c:1:1: warning: x\nxfs/pnode.c:1:1: warning: x\nfs/pnode.c:1:1: note: x\n";
+        assert_eq!(warned(log, &["fs/namespace.c", "fs/pnode.c"]).len(), 2);
+        assert_eq!(warned(log, &["fs/namei.c"]), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_only_built_is_built_with_more_warnings_and_is_another_kernel() {
+        let kconfig = |name: &str| Kconfig::load(Path::new(".."), &[name]).unwrap();
+        assert_eq!((warnings(&kconfig("rt")), warnings(&kconfig("lockdep"))), (Some(STRICT), None));
     }
 
     #[test]

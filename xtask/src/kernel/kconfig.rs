@@ -34,6 +34,11 @@ impl Kconfig {
         if names.is_empty() { "base".into() } else { names.join("+") }
     }
 
+    /// Whether a kernel of it is built to see that it builds, and never booted.
+    pub fn is_build_only(&self) -> bool {
+        self.names.iter().any(|name| super::BUILD_ONLY.contains(&name.as_str()))
+    }
+
     /// Checks that the finished `.config` holds all that was asked for.
     ///
     /// # Errors

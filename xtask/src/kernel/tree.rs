@@ -26,7 +26,7 @@ const COPY_LIMIT: Duration = Duration::from_secs(900);
 pub struct Tree {
     /// The source.
     pub dir: PathBuf,
-    /// Hash of the source: two trees of one key are the same.
+    /// Hash of the source: kernels of one key and kconfig are the same. Documentation is no part of it.
     pub key: String,
     /// Hash of what selftests are built from: trees that differ in nothing but the kernel proper share it.
     pub uapi_key: String,
@@ -60,7 +60,7 @@ impl Tree {
         };
         let dir = cache.dir().join("workbench").join(digest::key([base.digest.as_str()]));
         Ok(Tree {
-            key: key(|_| true),
+            key: key(|path| !is_prose(path)),
             uapi_key: key(is_uapi),
             version: base.version.clone(),
             series: patches.iter().map(|patch| patch.slug.clone()).collect(),
@@ -98,6 +98,11 @@ impl Tree {
         self.patched.as_ref().and_then(|patched| Reach::of(&patched.base, &patched.overlay))
     }
 
+    /// Files that its patches change.
+    pub fn changed(&self) -> impl Iterator<Item = &str> {
+        self.patched.iter().flat_map(|patched| patched.overlay.keys().map(String::as_str))
+    }
+
     /// The build folder for a kconfig, and whether it holds objects of a kernel that was finished.
     ///
     /// # Errors
@@ -126,6 +131,11 @@ impl Patched {
 /// Whether user space is built from a file: headers for it, selftests, and what makes them.
 fn is_uapi(path: &str) -> bool {
     path.contains("include/uapi/") || ["tools/", "scripts/", "usr/"].iter().any(|folder| path.starts_with(folder))
+}
+
+/// What no build reads; the Kconfig there one does.
+fn is_prose(path: &str) -> bool {
+    path.starts_with("Documentation/") && (path.ends_with(".rst") || path.ends_with(".txt"))
 }
 
 /// A copy of a tree by hard links, whole or not at all.
@@ -226,6 +236,19 @@ mod tests {
         let key = |slug: &str, text: &str| made(&base, &cache, &[(slug, text)]).key;
         assert_eq!(key("a", CHANGE), key("b", CHANGE));
         assert_ne!(key("a", CHANGE), key("a", &CHANGE.replace("xyz", "xyy")));
+    }
+
+    #[test]
+    fn documentation_makes_no_other_kernel() {
+        let (_dir, cache, base) = lab();
+        let new = |path: &str| {
+            let text = CHANGE.replace("fs/a.c", path).replace("-1 +1", "-0,0 +1").replace("-abc\n", "");
+            text.replace(&format!("--- a/{path}"), "--- /dev/null")
+        };
+        let key = |path: &str| made(&base, &cache, &[("change", CHANGE), ("new", &new(path))]).key;
+        let alone = made(&base, &cache, &[("change", CHANGE)]).key;
+        assert_eq!((key("Documentation/a.rst"), key("Documentation/a.txt")), (alone.clone(), alone.clone()));
+        assert!(key("Documentation/Kconfig") != alone && key("fs/a.rst") != alone);
     }
 
     #[test]
