@@ -20,6 +20,7 @@ use rustix::mount::{
     mount_bind_recursive, mount_change, mount_move, move_mount, open_tree, unmount,
 };
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -37,11 +38,16 @@ trials!("faults":
     a_bind_that_lacks_memory_reaches_no_peer,
     a_recursive_bind_that_lacks_memory_reaches_no_peer,
     peer_groups_that_lack_memory_are_not_made,
+    a_copy_that_gets_no_peer_group_reaches_no_slave,
     an_overlay_that_lacks_memory_holds_no_layer,
     an_umount_that_lacks_memory_unmounts_nothing,
     a_lazy_umount_that_lacks_memory_unmounts_nothing,
     a_namespace_that_lacks_memory_holds_no_mount,
 );
+
+/// Numbers of peer groups whose bits need no memory of their own: an entry of an xarray holds 63, the first of which is never given out
+/// (BITS_PER_XA_VALUE, include/linux/xarray.h; ida_alloc_range(), lib/idr.c).
+const GROUPS_WITHOUT_MEMORY: usize = 62;
 
 /// How long the kernel may take to let go of a disk after its last umount: some of it is done by a worker.
 const LET_GO_LIMIT: Duration = Duration::from_secs(5);
@@ -78,8 +84,8 @@ impl<'a> Stage<'a> {
     }
 
     /// Makes a call with each of its allocations failing in turn. A refusal must be ENOMEM and have changed nothing that mountinfo shows; what
-    /// succeeds, with or without a failed allocation, is undone, and then everything is as it was.
-    fn each<T>(&self, call: impl FnMut() -> rustix::io::Result<T>, undo: impl FnMut(T) -> Verdict) -> Verdict {
+    /// succeeds, with or without a failed allocation, is undone, and then everything is as it was. Returns how many allocations failed.
+    fn each<T>(&self, call: impl FnMut() -> rustix::io::Result<T>, undo: impl FnMut(T) -> Verdict) -> Result<u32> {
         self.each_checked(&[Errno::ENOMEM], call, undo, || Ok(()))
     }
 
@@ -90,7 +96,7 @@ impl<'a> Stage<'a> {
         call: impl FnMut() -> rustix::io::Result<T>,
         mut undo: impl FnMut(T) -> Verdict,
         mut refused: impl FnMut() -> Verdict,
-    ) -> Verdict {
+    ) -> Result<u32> {
         let mut before = mountinfo::of_this_process()?;
         self.faults.each(call, |tried: Tried<T>| match tried.outcome {
             Ok(made) => {
@@ -105,8 +111,7 @@ impl<'a> Stage<'a> {
                 same("the mount table", &mountinfo::of_this_process()?, &before)?;
                 refused()
             }
-        })?;
-        Ok(())
+        })
     }
 
     /// Unmounts everything and claims the disk.
@@ -257,6 +262,30 @@ fn peer_groups_that_lack_memory_are_not_made(s: &Scratch) -> Verdict {
         || mount_change(&slave, recursive | MountPropagationFlags::SHARED),
         |()| Ok(mount_change(&slave, recursive | MountPropagationFlags::PRIVATE)?),
     )?;
+    stage.nothing_is_kept()
+}
+
+fn a_copy_that_gets_no_peer_group_reaches_no_slave(s: &Scratch) -> Verdict {
+    let stage = Stage::set(s)?;
+    // A shared slave: each mount that it receives is one too, with a peer group of its own.
+    s.make("slave", MsFlags::MS_SHARED)?;
+    let (one, place) = (stage.path("disk/one")?, stage.path("disk/place")?);
+    let groups: BTreeSet<u64> = mountinfo::of_this_process()?.iter().filter_map(|line| line.shared).collect();
+    s.tmpfs("groups")?;
+    // The number that needs memory is that of a copy for the slave, in one round of these.
+    let mut made = Vec::new();
+    for taken in groups.len()..=GROUPS_WITHOUT_MEMORY {
+        let name = format!("groups/{taken}");
+        if taken >= GROUPS_WITHOUT_MEMORY - 3 {
+            made.push(stage.each(|| mount_bind(&one, &place), |()| Ok(unmount(&place, UnmountFlags::DETACH)?))?);
+        }
+        s.dir(&name)?;
+        s.bind(&name, &name)?;
+        s.make(&name, MsFlags::MS_SHARED)?;
+    }
+    let differ = made.iter().min() < made.iter().max();
+    ensure!(differ, "no number of a peer group lacked memory: the binds made {made:?} allocations");
+    s.umount_lazily("groups")?;
     stage.nothing_is_kept()
 }
 
