@@ -300,8 +300,8 @@ pub enum KernelCommand {
         /// Build every prefix of the series as well
         #[arg(long)]
         each: bool,
-        /// Build the patched kernel as PREEMPT_RT, for one CPU, and without fsnotify as well, and refuse what the compiler warns of; with `--each`, every prefix as
-        /// these and as bench, lockdep, kasan and kcsan
+        /// Build the patched kernel as PREEMPT_RT, for one CPU, and without fsnotify as well, and refuse what the compiler warns of;
+        /// with `--each`, every prefix as these and as bench, lockdep, kasan and kcsan
         #[arg(long)]
         configs: bool,
         #[command(flatten)]
