@@ -240,7 +240,13 @@ mod tests {
         let args = built(Accel::Tcg, "smoke", &[]);
         assert_has(
             &args,
-            &["-accel tcg,thread=multi", "-M pc", "-cpu max,la57=off", "-smp 2,sockets=1,cores=2,threads=1", "-m 2048M"],
+            &[
+                "-accel tcg,thread=multi",
+                "-M pc",
+                "-cpu max,la57=off",
+                "-smp 2,sockets=1,cores=2,threads=1",
+                "-m 2048M",
+            ],
         );
         assert_has(
             &args,
