@@ -17,14 +17,21 @@ const MOST: u32 = 2000;
 /// What counts as an allocation. Whoever may wait for memory counts (all of a mount's allocations may), and nothing is said of it, because
 /// a stack in the log would be a splat. Single pages do not count: slab takes them whenever a slab is full, so that a number would mean another
 /// allocation in each run, and it complains when it gets none.
-const CHOICE: [(&str, &str); 6] = [
+const CHOICE: [(&str, &str); 9] = [
     ("failslab/ignore-gfp-wait", "N"),
     ("failslab/verbose", "0"),
     ("fail_page_alloc/ignore-gfp-wait", "N"),
     ("fail_page_alloc/ignore-gfp-highmem", "N"),
     ("fail_page_alloc/min-order", "1"),
     ("fail_page_alloc/verbose", "0"),
+    // For whoever says that it is to fail, in [`Faults::below`].
+    ("failslab/task-filter", "Y"),
+    ("failslab/interval", "1"),
+    ("failslab/times", "-1"),
 ];
+
+/// All of the kernel, as where an allocation may come from.
+const ANYWHERE: (u64, u64) = (0, u64::MAX);
 
 /// The injection of faults into this thread's calls.
 #[derive(Debug)]
@@ -54,10 +61,7 @@ impl Faults {
             nix::mount::mount(Some("debugfs"), DEBUGFS, Some("debugfs"), nix::mount::MsFlags::empty(), None::<&str>)
                 .context("cannot mount debugfs")?;
         }
-        for (file, value) in CHOICE {
-            let file = Path::new(DEBUGFS).join(file);
-            fs::write(&file, value).with_context(|| format!("cannot write {}", file.display()))?;
-        }
+        CHOICE.iter().try_for_each(|(file, value)| set(file, value))?;
         let nth = OpenOptions::new().read(true).write(true).open("/proc/thread-self/fail-nth")?;
         Ok(Faults { nth })
     }
@@ -77,6 +81,24 @@ impl Faults {
             errno: Errno::from_raw(errno.raw_os_error()),
         });
         Ok(Tried { nth, injected: left == 0, outcome })
+    }
+
+    /// Makes a call while each allocation fails that is made below a function of the kernel, for its other attempts do as well.
+    ///
+    /// # Errors
+    /// The kernel has no such function, or has no filter for it.
+    pub fn below<T>(&self, function: &str, call: impl FnOnce() -> rustix::io::Result<T>) -> Result<Call<T>> {
+        from(addresses(function)?)?;
+        set("failslab/probability", "100")?;
+        fs::write("/proc/thread-self/make-it-fail", "1").context("cannot write make-it-fail")?;
+        let outcome = call();
+        fs::write("/proc/thread-self/make-it-fail", "0").context("cannot write make-it-fail")?;
+        set("failslab/probability", "0")?;
+        from(ANYWHERE)?;
+        Ok(outcome.map_err(|errno| Refusal {
+            call: format!("the call without memory below {function}()"),
+            errno: Errno::from_raw(errno.raw_os_error()),
+        }))
     }
 
     /// Makes a call again and again, its first allocation failing, then its second, and so on, until it makes no more and succeeds.
@@ -103,5 +125,48 @@ impl Faults {
             return Ok(nth - 1);
         }
         anyhow::bail!("the call makes more than {MOST} allocations")
+    }
+}
+
+fn set(file: &str, value: &str) -> Result<()> {
+    let file = Path::new(DEBUGFS).join(file);
+    fs::write(&file, value).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Chooses the code below which slab's allocations fail.
+fn from((start, end): (u64, u64)) -> Result<()> {
+    set("failslab/require-start", &format!("{start:#x}"))?;
+    set("failslab/require-end", &format!("{end:#x}"))
+}
+
+/// Where a function of the kernel begins, and where the next one does.
+fn addresses(function: &str) -> Result<(u64, u64)> {
+    let symbols = fs::read_to_string("/proc/kallsyms").context("cannot read kallsyms")?;
+    range(&symbols, function).with_context(|| format!("the kernel has no function {function}()"))
+}
+
+fn range(symbols: &str, function: &str) -> Option<(u64, u64)> {
+    let symbol = |line: &str| {
+        let mut words = line.split_whitespace();
+        let address = u64::from_str_radix(words.next()?, 16).ok()?;
+        Some((address, words.nth(1)? == function))
+    };
+    let symbols: Vec<(u64, bool)> = symbols.lines().filter_map(symbol).collect();
+    let start = symbols.iter().find(|(_, is_it)| *is_it)?.0;
+    let end = symbols.iter().map(|(address, _)| *address).filter(|address| *address > start).min()?;
+    Some((start, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_ends_where_the_next_one_begins() {
+        let symbols =
+            "ffffffff81000020 T b\nffffffff81000010 T a\nffffffff81000010 t alias\nffffffff81000030 t a.cold\n";
+        assert_eq!(range(symbols, "a"), Some((0xffff_ffff_8100_0010, 0xffff_ffff_8100_0020)));
+        assert_eq!(range(symbols, "c"), None);
+        assert_eq!(range(symbols, "a.cold"), None, "nothing follows");
     }
 }

@@ -20,7 +20,6 @@ use rustix::mount::{
     mount_bind_recursive, mount_change, mount_move, move_mount, open_tree, unmount,
 };
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -45,9 +44,12 @@ trials!("faults":
     a_namespace_that_lacks_memory_holds_no_mount,
 );
 
-/// Numbers of peer groups whose bits need no memory of their own: an entry of an xarray holds 63, the first of which is never given out
-/// (BITS_PER_XA_VALUE, include/linux/xarray.h; ida_alloc_range(), lib/idr.c).
-const GROUPS_WITHOUT_MEMORY: usize = 62;
+/// Gives mounts and peer groups their numbers (lib/idr.c). It tries a second time for memory, so that no single allocation makes it fail.
+const GIVES_NUMBERS: &str = "ida_alloc_range";
+
+/// More peer groups than there can be until a number takes memory: 62 in an entry of an xarray (BITS_PER_XA_VALUE, include/linux/xarray.h), or
+/// IDA_BITMAP_BITS where there have been so many before.
+const MOST_GROUPS: u32 = 1100;
 
 /// How long the kernel may take to let go of a disk after its last umount: some of it is done by a worker.
 const LET_GO_LIMIT: Duration = Duration::from_secs(5);
@@ -84,8 +86,8 @@ impl<'a> Stage<'a> {
     }
 
     /// Makes a call with each of its allocations failing in turn. A refusal must be ENOMEM and have changed nothing that mountinfo shows; what
-    /// succeeds, with or without a failed allocation, is undone, and then everything is as it was. Returns how many allocations failed.
-    fn each<T>(&self, call: impl FnMut() -> rustix::io::Result<T>, undo: impl FnMut(T) -> Verdict) -> Result<u32> {
+    /// succeeds, with or without a failed allocation, is undone, and then everything is as it was.
+    fn each<T>(&self, call: impl FnMut() -> rustix::io::Result<T>, undo: impl FnMut(T) -> Verdict) -> Verdict {
         self.each_checked(&[Errno::ENOMEM], call, undo, || Ok(()))
     }
 
@@ -96,7 +98,7 @@ impl<'a> Stage<'a> {
         call: impl FnMut() -> rustix::io::Result<T>,
         mut undo: impl FnMut(T) -> Verdict,
         mut refused: impl FnMut() -> Verdict,
-    ) -> Result<u32> {
+    ) -> Verdict {
         let mut before = mountinfo::of_this_process()?;
         self.faults.each(call, |tried: Tried<T>| match tried.outcome {
             Ok(made) => {
@@ -111,7 +113,8 @@ impl<'a> Stage<'a> {
                 same("the mount table", &mountinfo::of_this_process()?, &before)?;
                 refused()
             }
-        })
+        })?;
+        Ok(())
     }
 
     /// Unmounts everything and claims the disk.
@@ -269,24 +272,28 @@ fn a_copy_that_gets_no_peer_group_reaches_no_slave(s: &Scratch) -> Verdict {
     let stage = Stage::set(s)?;
     // A shared slave: each mount that it receives is one too, with a peer group of its own.
     s.make("slave", MsFlags::MS_SHARED)?;
-    let (one, place) = (stage.path("disk/one")?, stage.path("disk/place")?);
-    let groups: BTreeSet<u64> = mountinfo::of_this_process()?.iter().filter_map(|line| line.shared).collect();
     s.tmpfs("groups")?;
-    // The number that needs memory is that of a copy for the slave, in one round of these.
-    let mut made = Vec::new();
-    for taken in groups.len()..=GROUPS_WITHOUT_MEMORY {
-        let name = format!("groups/{taken}");
-        if taken >= GROUPS_WITHOUT_MEMORY - 3 {
-            made.push(stage.each(|| mount_bind(&one, &place), |()| Ok(unmount(&place, UnmountFlags::DETACH)?))?);
+    s.dir("groups/alone")?;
+    let (one, place, alone) = (stage.path("disk/one")?, stage.path("disk/place")?, stage.path("groups/alone")?);
+    let without_numbers = |place: &CString| stage.faults.below(GIVES_NUMBERS, || mount_bind(&one, place));
+    for group in 0..MOST_GROUPS {
+        if let Err(refused) = without_numbers(&place)? {
+            same("the refusal", refused.errno, Errno::ENOMEM)?;
+            let before = mountinfo::of_this_process()?;
+            ensure!(without_numbers(&place)?.is_err(), "the call succeeded although it was refused before");
+            same("the mount table", &mountinfo::of_this_process()?, &before)?;
+            // It lacked the number of a group: a mount that needs none is made.
+            without_numbers(&alone)??;
+            s.umount_lazily("groups")?;
+            return stage.nothing_is_kept();
         }
+        unmount(&place, UnmountFlags::DETACH)?;
+        let name = format!("groups/{group}");
         s.dir(&name)?;
         s.bind(&name, &name)?;
         s.make(&name, MsFlags::MS_SHARED)?;
     }
-    let differ = made.iter().min() < made.iter().max();
-    ensure!(differ, "no number of a peer group lacked memory: the binds made {made:?} allocations");
-    s.umount_lazily("groups")?;
-    stage.nothing_is_kept()
+    anyhow::bail!("none of {MOST_GROUPS} numbers of peer groups took memory")
 }
 
 fn an_overlay_that_lacks_memory_holds_no_layer(s: &Scratch) -> Verdict {
