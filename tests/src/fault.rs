@@ -1,4 +1,5 @@
-//! Allocations that fail on demand, each in its turn (Documentation/fault-injection/fault-injection.rst, "/proc/self/task/TID/fail-nth").
+//! Allocations that fail on demand: each in its turn, or all below one function, for code that tries again
+//! (Documentation/fault-injection/fault-injection.rst, "/proc/self/task/TID/fail-nth" and "require-start").
 
 use crate::call::{Call, Refusal};
 use crate::requirement;
@@ -83,7 +84,7 @@ impl Faults {
         Ok(Tried { nth, injected: left == 0, outcome })
     }
 
-    /// Makes a call while each allocation fails that is made below a function of the kernel, for its other attempts do as well.
+    /// Makes a call while every allocation fails that is made below a function of the kernel.
     ///
     /// # Errors
     /// The kernel has no such function, or has no filter for it.
