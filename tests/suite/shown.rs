@@ -15,6 +15,7 @@ trials!("shown":
     what_is_shown_is_not_freed,
     a_mount_that_stays_is_shown_once_in_small_pieces,
     a_line_is_of_one_moment,
+    what_stays_shared_is_shown_so_while_others_receive,
 );
 
 /// What one read(2) gets of mountinfo in small pieces, in bytes: less than a line.
@@ -86,6 +87,40 @@ fn a_line_is_of_one_moment(s: &Scratch) -> Verdict {
             copies.iter().try_for_each(|copy| Ok(s.umount(copy)?))
         })
     })
+}
+
+fn what_stays_shared_is_shown_so_while_others_receive(s: &Scratch) -> Verdict {
+    s.tmpfs("disk")?;
+    s.make("disk", MsFlags::MS_SHARED)?;
+    // A master with slaves: each mount below it marks it while copies are made, beside the bit that says that it is shared.
+    let slaves: Vec<String> = (0..COPIES).map(|number| format!("slave-{number}")).collect();
+    for slave in &slaves {
+        s.bind("disk", slave)?;
+        s.make(slave, MsFlags::MS_SLAVE)?;
+    }
+    s.dir("disk/place")?;
+    let point = s.path("disk").display().to_string();
+    let group = || {
+        let lines = parse(&fs::read_to_string("/proc/self/mountinfo")?)?;
+        let line = lines.iter().find(|line| line.point == point).context("a mount that stays is not shown")?;
+        line.shared.with_context(|| format!("a mount that stays shared was shown as if it were not: {line:?}"))
+    };
+    let stays = group()?;
+    race(
+        || same("peer group of a mount that stays in it", group()?, stays),
+        || {
+            rounds(|| {
+                s.bind("disk", "disk/place")?;
+                s.umount("disk/place")?;
+                // One more peer, which takes its group's number along as it leaves.
+                s.bind("slave-0", "copy")?;
+                s.make("copy", MsFlags::MS_PRIVATE)?;
+                s.make("copy", MsFlags::MS_SHARED)?;
+                s.make("copy", MsFlags::MS_PRIVATE)?;
+                Ok(s.umount("copy")?)
+            })
+        },
+    )
 }
 
 /// A file of /proc by many read(2)s.
