@@ -4,12 +4,15 @@ use crate::failure::{Exit, Failure};
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often a waiting loop looks again. Short enough that no limit is overrun by a noticeable time.
@@ -20,13 +23,23 @@ const LOG_TAIL_LINES: usize = 15;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Makes the first Ctrl-C a request to stop in good order, and the second an immediate exit that says what may remain.
+/// Groups that run, each by its leader's process number: make's own children would build on without us, into a folder that we no longer hold.
+static RUNNING: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+fn running() -> MutexGuard<'static, BTreeSet<i32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes the first Ctrl-C a request to stop in good order, and the second an immediate exit, which kills what still runs.
 pub fn watch_interrupts() -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
     std::thread::spawn(move || {
         for _ in signals.forever() {
             if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                eprintln!("mountlab: stopped at once; a QEMU or make of this run may still be ending (see `ps`)");
+                for &leader in running().iter() {
+                    let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+                }
+                eprintln!("mountlab: stopped at once; what still ran was killed");
                 std::process::exit(Exit::Interrupted as i32);
             }
             eprintln!("mountlab: stopping in good order; Ctrl-C once more to exit at once");
@@ -64,14 +77,24 @@ impl Group {
     pub fn spawn(command: &Command, output: OwnedFd) -> Result<Group> {
         let mut wrapped = with_parent_death_signal(command);
         wrapped.stdout(output.try_clone()?).stderr(output).process_group(0);
-        let child = wrapped.spawn().with_context(|| format!("cannot start `{}`", shown(command)))?;
+        Group::of(wrapped.spawn()).with_context(|| format!("cannot start `{}`", shown(command)))
+    }
+
+    fn of(spawned: io::Result<Child>) -> io::Result<Group> {
+        let child = spawned?;
+        running().insert(child.id() as i32);
         Ok(Group { child, ended: None })
     }
 
     /// The exit status, once the child has ended.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         if self.ended.is_none() {
+            // Once it is reaped its number may become another's: nobody may look at it meanwhile.
+            let mut running = running();
             self.ended = self.child.try_wait()?;
+            if self.ended.is_some() {
+                running.remove(&(self.child.id() as i32));
+            }
         }
         Ok(self.ended)
     }
@@ -174,8 +197,8 @@ impl Task {
         let file = File::create(&log).with_context(|| format!("cannot write the log {}", log.display()))?;
         let mut wrapped = with_parent_death_signal(&self.command);
         wrapped.stdout(file.try_clone()?).stderr(file).process_group(0);
-        let child = wrapped.spawn().map_err(|error| self.failed(&format!("cannot start: {error}"), &log))?;
-        let mut group = Group { child, ended: None };
+        let mut group =
+            Group::of(wrapped.spawn()).map_err(|error| self.failed(&format!("cannot start: {error}"), &log))?;
         let start = Instant::now();
         let status = loop {
             if let Some(status) = group.try_wait()? {
@@ -273,6 +296,17 @@ mod tests {
         let error = shell("sleep 60 & sleep 60").limit(Duration::from_millis(100)).run().unwrap_err();
         assert!(error.to_string().contains("ran past its limit"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_group_is_known_while_it_runs() {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let mut group = Group::spawn(&command, File::open("/dev/null").unwrap().into()).unwrap();
+        let leader = group.child.id() as i32;
+        assert!(running().contains(&leader));
+        group.stop(Duration::from_secs(2));
+        assert!(!running().contains(&leader));
     }
 
     #[test]
