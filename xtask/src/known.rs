@@ -17,6 +17,9 @@ pub const ON_MAINLINE: &str = "fails on mainline";
 /// What is said of it on other kernels.
 pub const EXCUSE: &str = "known on mainline";
 
+/// What is said of a data race that is no patch's.
+pub const MAINLINES_RACE: &str = "a data race of mainline";
+
 /// Cases that may fail on any kernel, and why: selftests that are wrong themselves.
 const WRONG: [(&str, &str); 1] = [(
     "selftest::empty_mntns/clone3_empty_mntns_test::clone3_empty_mntns.setns_into_child_mntns",
@@ -38,7 +41,7 @@ pub fn races(found: &Races, known: Option<&Known>, reach: Option<&Reach>) -> Vec
         let race = (one.clone(), other.clone());
         let is_mainlines = race::is_known(&race) || known.is_none_or(|known| known.races.contains_key(&race));
         let outcome = if is_mainlines {
-            Outcome::Skipped { why: "a data race of mainline".into() }
+            Outcome::Skipped { why: MAINLINES_RACE.into() }
         } else if reach.is_some_and(|reach| !reach.touches((one, other), report)) {
             Outcome::Skipped { why: "a data race that the patches have nothing to do with".into() }
         } else {
