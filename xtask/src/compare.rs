@@ -1,7 +1,7 @@
 //! Judging: from the samples of a run to ratios with intervals and verdicts. Reads values, boots nothing.
 
 use crate::failure::{Exit, Failure};
-use crate::results::{Arm, Run, StoredSample};
+use crate::results::{Arm, Manifest, Run, StoredSample};
 use crate::stats::{mean, ratio_ci95};
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -101,28 +101,28 @@ type ByArm = BTreeMap<Arm, Vec<f64>>;
 /// # Errors
 /// The run is not finished, or its files are malformed.
 pub fn of_run(run: &Run) -> Result<Comparison> {
-    let remaining = run.remaining().len();
-    if remaining > 0 {
-        let dir = run.dir.display();
-        let message =
-            format!("{dir} is not finished: {remaining} boots are missing\nnext: cargo xtask bench --resume {dir}");
-        return Err(Failure::error(Exit::Unavailable, message));
-    }
-    let candidate = run.manifest.candidate.as_ref().map_or(NO_CANDIDATE, |kernel| &kernel.name);
-    judged(run, &run.samples, candidate)
+    finished(run)?;
+    judged(run)
 }
 
-/// Compares the baselines of two runs, the second as the candidate; the A/A control is the first run's.
+/// Compares the baselines of two runs, the second as the candidate; the A/A control is the first run's. Returned with the run that they
+/// make together: what is told of this comparison is told from that.
 ///
 /// # Errors
-/// The runs were made on different machines or of different storms.
-pub fn of_two_runs(first: &Run, second: &Run) -> Result<Comparison> {
+/// A run is not finished, or the runs were made on different machines, of different storms or in another manner.
+pub fn of_two_runs(first: &Run, second: &Run) -> Result<(Run, Comparison)> {
+    finished(first)?;
+    finished(second)?;
     let (a, b) = (&first.manifest, &second.manifest);
     let differs = [
         ("machine", a.machine.kind != b.machine.kind),
+        ("the machine's version", a.machine.version != b.machine.version),
         ("number of CPUs", a.machine.cpus != b.machine.cpus),
+        ("memory", a.machine.memory_mib != b.machine.memory_mib),
         ("topology", a.machine.topology != b.machine.topology),
         ("storms", a.points != b.points),
+        ("iterations", (a.iterations, a.warmup_iterations) != (b.iterations, b.warmup_iterations)),
+        ("how containers were started", a.manner != b.manner),
         ("readers or how often they look", (&a.readers, &a.reader_periods_us) != (&b.readers, &b.reader_periods_us)),
         ("peer namespaces or ledger", a.surroundings != b.surroundings),
     ];
@@ -134,11 +134,27 @@ pub fn of_two_runs(first: &Run, second: &Run) -> Result<Comparison> {
     let of_second = second.samples.iter().filter(|sample| sample.arm == Arm::Baseline);
     let renamed = of_second.map(|sample| StoredSample { arm: Arm::Candidate, ..sample.clone() });
     let samples: Vec<StoredSample> = of_first.chain(renamed).collect();
-    judged(first, &samples, &second.manifest.baseline.name)
+    let manifest = Manifest { candidate: Some(b.baseline.clone()), ..a.clone() };
+    let both = Run { samples, manifest, dir: first.dir.clone() };
+    let comparison = judged(&both)?;
+    Ok((both, comparison))
 }
 
-fn judged(run: &Run, samples: &[StoredSample], candidate: &str) -> Result<Comparison> {
+/// A run that lacks boots has no comparison: what is missing is not missing by chance.
+fn finished(run: &Run) -> Result<()> {
+    let remaining = run.remaining().len();
+    if remaining == 0 {
+        return Ok(());
+    }
+    let dir = run.dir.display();
+    let message =
+        format!("{dir} is not finished: {remaining} boots are missing\nnext: cargo xtask bench --resume {dir}");
+    Err(Failure::error(Exit::Unavailable, message))
+}
+
+fn judged(run: &Run) -> Result<Comparison> {
     let manifest = &run.manifest;
+    let candidate = manifest.candidate.as_ref().map_or(NO_CANDIDATE, |kernel| &kernel.name);
     let mut comparison = Comparison {
         version: COMPARISON_VERSION,
         machine: manifest.machine.kind.clone(),
@@ -150,13 +166,21 @@ fn judged(run: &Run, samples: &[StoredSample], candidate: &str) -> Result<Compar
         rows: Vec::new(),
     };
     for point in &manifest.points {
-        let of_point: Vec<&StoredSample> = samples.iter().filter(|stored| &stored.sample.point == point).collect();
+        let of_point: Vec<&StoredSample> = run.samples.iter().filter(|stored| &stored.sample.point == point).collect();
         match failed_oracle(&of_point, manifest, candidate) {
             Some(why) => comparison.withheld.push(format!("{}: {why}", name(point))),
             None => comparison.rows.extend(rows(point, &of_point, run)?),
         }
     }
     Ok(comparison)
+}
+
+impl Comparison {
+    /// Whether figures of a storm may be shown: those of one that is withheld are not, anywhere.
+    pub fn is_published(&self, point: &StormPoint) -> bool {
+        let start = format!("{}:", name(point));
+        !self.withheld.iter().any(|why| why.starts_with(&start))
+    }
 }
 
 /// A storm in words.
@@ -170,7 +194,7 @@ pub fn name(point: &StormPoint) -> String {
 }
 
 /// One failed check anywhere withholds the storm's number: for either kernel, because a ratio needs both.
-fn failed_oracle(samples: &[&StoredSample], manifest: &crate::results::Manifest, candidate: &str) -> Option<String> {
+fn failed_oracle(samples: &[&StoredSample], manifest: &Manifest, candidate: &str) -> Option<String> {
     let failed =
         |stored: &&&StoredSample| !stored.sample.oracle.failures.is_empty() || stored.sample.elapsed_ns.is_none();
     let failing: Vec<_> = samples.iter().filter(failed).collect();
@@ -184,8 +208,9 @@ fn failed_oracle(samples: &[&StoredSample], manifest: &crate::results::Manifest,
 fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (metric, values) in metrics(samples)? {
-        // The host machine has no candidate: there the control alone is shown against the baseline.
-        let candidate = values.get(&Arm::Candidate).or(values.get(&Arm::Control));
+        // The host machine has no candidate: there the control alone is shown against the baseline. Nowhere else does it stand in for one.
+        let in_its_place = if run.manifest.candidate.is_some() { Arm::Candidate } else { Arm::Control };
+        let candidate = values.get(&in_its_place);
         let (Some(baseline), Some(control), Some(candidate)) =
             (values.get(&Arm::Baseline), values.get(&Arm::Control), candidate)
         else {
@@ -400,10 +425,45 @@ mod tests {
     }
 
     #[test]
+    fn the_control_never_stands_in_for_a_candidate() {
+        let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)];
+        let mut run = fixture::with_reader(fixture::run(&arms), "stat");
+        let of_candidate = run.samples.iter_mut().filter(|stored| stored.arm == Arm::Candidate);
+        of_candidate.for_each(|stored| stored.sample.readers.clear());
+        let rows = of_run(&run).unwrap().rows;
+        assert!(rows.iter().all(|row| !row.metric.starts_with("reader_")), "{rows:?}");
+    }
+
+    #[test]
+    fn of_two_runs_each_has_to_be_finished_and_the_second_one_is_the_candidate() {
+        let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)];
+        let (first, mut second) = (fixture::run(&arms), fixture::run(&[(Arm::Baseline, 300.0), arms[1], arms[2]]));
+        second.manifest.baseline.name = "patched@3".into();
+        let (both, comparison) = of_two_runs(&first, &second).unwrap();
+        assert_eq!(
+            (comparison.candidate.as_str(), both.manifest.candidate),
+            ("patched@3", Some(second.manifest.baseline.clone()))
+        );
+        assert!((comparison.rows[0].ratio - 3.0).abs() < 0.02, "{}", comparison.rows[0].ratio);
+        let of_candidate = both.samples.iter().filter(|stored| stored.arm == Arm::Candidate);
+        let of_second = second.samples.iter().filter(|stored| stored.arm == Arm::Baseline);
+        assert!(of_candidate.map(|stored| &stored.sample).eq(of_second.map(|stored| &stored.sample)));
+        second.samples.retain(|stored| stored.arm == Arm::Control);
+        assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("--resume"));
+        assert!(of_two_runs(&second, &first).unwrap_err().to_string().contains("--resume"));
+    }
+
+    #[test]
     fn two_runs_of_different_shape_are_not_compared() {
         let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)];
         let (first, mut second) = (fixture::run(&arms), fixture::run(&arms));
-        assert_eq!(of_two_runs(&first, &second).unwrap().rows[0].verdict, Verdict::Equivalent);
+        assert_eq!(of_two_runs(&first, &second).unwrap().1.rows[0].verdict, Verdict::Equivalent);
+        second.manifest.manner.shims = !second.manifest.manner.shims;
+        assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("how containers were started"));
+        second.manifest.manner = first.manifest.manner;
+        second.manifest.warmup_iterations += 1;
+        assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("iterations"));
+        let mut second = fixture::run(&arms);
         second.manifest.surroundings.peer_namespaces = 8;
         assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("peer namespaces"));
         second.manifest.machine.cpus = 8;

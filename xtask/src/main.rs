@@ -116,10 +116,17 @@ fn series(command: &SeriesCommand, root: &Path, events: Events<'_>) -> Result<Ex
 fn compare(flags: &CompareFlags) -> Result<Exit> {
     let run = Run::open(&flags.run)?;
     let comparison = match &flags.other {
-        None => compare::of_run(&run)?,
-        Some(other) => compare::of_two_runs(&run, &Run::open(other)?)?,
+        None => {
+            let comparison = compare::of_run(&run)?;
+            print!("{}", report::table(&run, &comparison));
+            comparison
+        }
+        Some(other) => {
+            let (both, comparison) = compare::of_two_runs(&run, &Run::open(other)?)?;
+            print!("{}", report::comparison(&both, &comparison));
+            comparison
+        }
     };
-    print!("{}", report::table(&run, &comparison));
     Ok(comparison.exit())
 }
 

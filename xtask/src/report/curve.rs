@@ -1,7 +1,7 @@
 //! The scaling curve: throughput against the number of CPUs, for each kernel of a sweep.
 
 use super::svg;
-use crate::compare::containers_per_s;
+use crate::compare::{Comparison, containers_per_s};
 use crate::results::{Arm, Run};
 use crate::stats::mean;
 use anyhow::Result;
@@ -41,13 +41,16 @@ pub struct Curve {
     pub lines: Vec<Line>,
 }
 
-/// The curves of a run; none if it is no sweep. The control counts as the baseline: it is the same kernel.
-pub fn curves(run: &Run) -> Vec<Curve> {
+/// The curves of a run; none if it is no sweep. The control counts as the baseline: it is the same kernel. Where a storm is withheld the curve
+/// has a gap.
+pub fn curves(run: &Run, comparison: &Comparison) -> Vec<Curve> {
     if run.manifest.cpus().len() < 2 {
         return Vec::new();
     }
-    let storms: BTreeSet<String> = run.manifest.points.iter().map(storm).collect();
-    storms.into_iter().map(|storm| Curve { lines: lines(run, &storm), storm }).collect()
+    let published: Vec<&StormPoint> =
+        run.manifest.points.iter().filter(|point| comparison.is_published(point)).collect();
+    let storms: BTreeSet<String> = published.iter().copied().map(storm).collect();
+    storms.into_iter().map(|storm| Curve { lines: lines(run, &published, &storm), storm }).collect()
 }
 
 /// What the points of one curve have in common.
@@ -59,9 +62,10 @@ fn storm(point: &StormPoint) -> String {
 /// Rates of the iterations of each boot.
 type Rates = BTreeMap<(Arm, u32), Vec<f64>>;
 
-fn lines(run: &Run, of_storm: &str) -> Vec<Line> {
+fn lines(run: &Run, published: &[&StormPoint], of_storm: &str) -> Vec<Line> {
     let mut boots: BTreeMap<(bool, u32), Rates> = BTreeMap::new();
-    for stored in run.samples.iter().filter(|stored| storm(&stored.sample.point) == of_storm) {
+    let shown = |point: &StormPoint| published.contains(&point) && storm(point) == of_storm;
+    for stored in run.samples.iter().filter(|stored| shown(&stored.sample.point)) {
         if let Some(rate) = containers_per_s(&stored.sample) {
             let place = boots.entry((stored.arm == Arm::Candidate, stored.sample.point.cpus)).or_default();
             place.entry((stored.arm, stored.boot)).or_default().push(rate);
@@ -117,6 +121,7 @@ impl Curve {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::of_run;
     use crate::results::fixture;
 
     fn sweep() -> Run {
@@ -127,14 +132,20 @@ mod tests {
             stored.sample.elapsed_ns = stored.sample.elapsed_ns.map(|ns| ns / 3);
         }
         more.manifest.boots.iter_mut().for_each(|boot| boot.cpus = 8);
+        more.manifest.points.iter_mut().for_each(|point| point.cpus = 8);
         run.samples.extend(more.samples);
         run.manifest.boots.extend(more.manifest.boots);
+        run.manifest.points.extend(more.manifest.points);
         run
+    }
+
+    fn of(run: &Run) -> Vec<Curve> {
+        curves(run, &of_run(run).unwrap())
     }
 
     #[test]
     fn a_sweep_has_a_line_for_each_kernel() {
-        let curves = curves(&sweep());
+        let curves = of(&sweep());
         assert_eq!((curves.len(), curves[0].lines.len()), (1, 2));
         let places = &curves[0].lines[1].places;
         assert_eq!((curves[0].lines[1].name.as_str(), places[0].cpus, places[1].cpus), ("patched", 2, 8));
@@ -144,13 +155,25 @@ mod tests {
     }
 
     #[test]
+    fn a_withheld_storm_is_a_gap_for_both_kernels() {
+        let mut run = sweep();
+        let failed = run.samples.iter_mut().find(|stored| stored.key() == (Arm::Candidate, 8, 1)).unwrap();
+        failed.sample.elapsed_ns = None;
+        failed.sample.oracle.failures.push("layer_content: wrong".into());
+        let curves = of(&run);
+        let cpus = curves[0].lines.iter().map(|line| line.places.iter().map(|place| place.cpus).collect::<Vec<_>>());
+        assert_eq!(cpus.collect::<Vec<_>>(), [[2], [2]]);
+    }
+
+    #[test]
     fn one_number_of_cpus_is_no_curve() {
-        assert!(curves(&fixture::run(&[(Arm::Baseline, 100.0)])).is_empty());
+        let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 200.0)];
+        assert!(of(&fixture::run(&arms)).is_empty());
     }
 
     #[test]
     fn a_curve_is_a_table_and_a_drawing() {
-        let curve = &curves(&sweep())[0];
+        let curve = &of(&sweep())[0];
         let text = curve.markdown();
         assert!(text.starts_with("| CPUs | 2 | 8 |\n|---|---:|---:|\n| mainline | 100 ("), "{text}");
         let svg = curve.svg(" (simulated)").unwrap();

@@ -2,7 +2,7 @@
 
 use super::curve::curves;
 use super::{interval, mark, storm, svg, value, verdict};
-use crate::compare::{Comparison, MAIN_METRIC, Row, containers_per_s, name};
+use crate::compare::{Comparison, MAIN_METRIC, Row, containers_per_s};
 use crate::results::{Arm, Run};
 use crate::stats::mean;
 use anyhow::Result;
@@ -28,7 +28,7 @@ pub fn report(run: &Run, comparison: &Comparison) -> Result<String> {
         comparison.withheld.iter().map(|why| format!("<p class=withheld>No number for {}</p>", escaped(why))).collect();
     let (main, calls): (Vec<&Row>, Vec<&Row>) = comparison.rows.iter().partition(|row| row.metric == MAIN_METRIC);
     let figures =
-        run.manifest.points.iter().filter(|point| is_published(comparison, point)).map(|point| figure(run, point));
+        run.manifest.points.iter().filter(|point| comparison.is_published(point)).map(|point| figure(run, point));
     let figures = figures.collect::<Result<String>>()?;
     let info = &run.manifest.machine;
     Ok(format!(
@@ -52,8 +52,9 @@ pub fn report(run: &Run, comparison: &Comparison) -> Result<String> {
 
 /// The curves of a sweep.
 fn scaling(run: &Run, comparison: &Comparison) -> Result<String> {
-    let figures =
-        curves(run).into_iter().map(|curve| Ok(format!("<figure>{}</figure>\n", curve.svg(mark(comparison))?)));
+    let figures = curves(run, comparison)
+        .into_iter()
+        .map(|curve| Ok(format!("<figure>{}</figure>\n", curve.svg(mark(comparison))?)));
     let figures = figures.collect::<Result<String>>()?;
     Ok(if figures.is_empty() { figures } else { format!("<h2>Scaling{}</h2>\n{figures}", mark(comparison)) })
 }
@@ -64,11 +65,6 @@ fn warnings(run: &Run) -> String {
         .iter()
         .map(|warning| format!("<p><strong>Warning:</strong> {}</p>\n", escaped(warning)))
         .collect()
-}
-
-/// A storm that is withheld has no rows, and so gets no drawing.
-fn is_published(comparison: &Comparison, point: &StormPoint) -> bool {
-    !comparison.withheld.iter().any(|why| why.starts_with(&format!("{}:", name(point))))
 }
 
 fn table(comparison: &Comparison, rows: &[&Row]) -> String {

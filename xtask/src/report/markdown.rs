@@ -50,7 +50,7 @@ fn throughput(comparison: &Comparison) -> String {
 
 /// The scaling curves of a sweep: how throughput goes with the number of CPUs.
 fn scaling(run: &Run, comparison: &Comparison) -> String {
-    let curves = curves(run);
+    let curves = curves(run, comparison);
     if curves.is_empty() {
         return String::new();
     }

@@ -15,7 +15,7 @@ use anyhow::Result;
 use mount_storms::protocol::StormPoint;
 
 pub use markdown::index;
-pub use terminal::table;
+pub use terminal::{comparison, table};
 
 /// Writes comparison.json, report.md, report.html and the curves of a sweep into the run's folder.
 ///
@@ -23,7 +23,7 @@ pub use terminal::table;
 /// The folder cannot be written.
 pub fn write(run: &Run, comparison: &Comparison) -> Result<()> {
     write_atomically(&run.dir.join("comparison.json"), &(serde_json::to_string_pretty(comparison)? + "\n"))?;
-    for curve in curve::curves(run) {
+    for curve in curve::curves(run, comparison) {
         write_atomically(&run.dir.join(curve.file()), &curve.svg(mark(comparison))?)?;
     }
     write_atomically(&run.dir.join("report.md"), &markdown::report(run, comparison))?;

@@ -74,13 +74,13 @@ pub fn reader_of(metric: &str) -> Option<&str> {
     rest.split_once("_tax_").or_else(|| rest.split_once("_latency_")).map(|(reader, _)| reader)
 }
 
-/// All taxes, storm by storm, the baseline's before the candidate's.
+/// All taxes of storms that are not withheld, storm by storm, the baseline's before the candidate's.
 ///
 /// # Errors
 /// A histogram that cannot be read.
 pub fn taxes(run: &Run, comparison: &Comparison) -> anyhow::Result<Vec<Tax>> {
     let mut taxes = Vec::new();
-    for point in &run.manifest.points {
+    for point in run.manifest.points.iter().filter(|point| comparison.is_published(point)) {
         let storm = storm_of(point, run);
         let names = run.manifest.readers.iter().map(|reader| reader.name());
         for reader in names {
@@ -105,7 +105,7 @@ pub fn taxes(run: &Run, comparison: &Comparison) -> anyhow::Result<Vec<Tax>> {
 fn verdict_of(comparison: &Comparison, name: &str, reader: &str) -> &'static str {
     let metric = format!("reader_{reader}_tax_p99");
     let row = comparison.rows.iter().find(|row| row.metric == metric && storm(row) == name);
-    row.map_or("withheld", |row| verdict(row.verdict))
+    row.map_or("not compared", |row| verdict(row.verdict))
 }
 
 #[cfg(test)]

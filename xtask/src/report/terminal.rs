@@ -6,8 +6,13 @@ use super::{interval, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC};
 use crate::results::Run;
 
-/// The table.
+/// The tables of a run, and where its report is.
 pub fn table(run: &Run, comparison: &Comparison) -> String {
+    self::comparison(run, comparison) + &format!("report: {}\n", run.dir.join("report.md").display())
+}
+
+/// The tables.
+pub fn comparison(run: &Run, comparison: &Comparison) -> String {
     let header =
         ["storm", &comparison.baseline, &comparison.candidate, "ratio", "95 % interval", "A/A control", "verdict"];
     let mut lines = vec![header.map(str::to_owned)];
@@ -26,7 +31,7 @@ pub fn table(run: &Run, comparison: &Comparison) -> String {
     if lines.len() > 1 {
         text += &format!("containers per second{}, {}\n{}", mark(comparison), where_measured(run), aligned(&lines));
     }
-    for curve in curves(run) {
+    for curve in curves(run, comparison) {
         text += &format!("{}{}: mean (slowest .. fastest boot) by CPUs\n", curve.storm, mark(comparison));
         text += &aligned_curve(&curve);
     }
@@ -34,7 +39,7 @@ pub fn table(run: &Run, comparison: &Comparison) -> String {
     for why in &comparison.withheld {
         text += &format!("no number for {why}\n");
     }
-    text + &format!("report: {}\n", run.dir.join("report.md").display())
+    text
 }
 
 /// One line per storm, reader and kernel.
