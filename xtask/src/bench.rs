@@ -8,7 +8,7 @@ use crate::kernel::{self, Kernel, Workshop};
 use crate::machine::{Fallback, MachineInfo, MachineKind, Setting, Topology};
 use crate::measure::{Fleet, measure};
 use crate::process::Task;
-use crate::results::{Manifest, RESULTS_VERSION, Run};
+use crate::results::{Claim, Manifest, RESULTS_VERSION, Run};
 use crate::{compare, guest, machine, plan, report, results, setup, warning};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{Manner, READER_PERIOD_US, StormPoint, Surroundings, UserNamespaces};
@@ -71,7 +71,7 @@ pub fn bench(flags: &BenchFlags, root: &Path, events: Events<'_>) -> Result<Exit
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
     let lab = Lab { flags, workshop };
-    let (mut run, fleet, guest) = match &flags.resume {
+    let Ready { mut run, fleet, guest, claim: _claim } = match &flags.resume {
         Some(which) => lab.resume(which, events)?,
         None => lab.start(&kind, events)?,
     };
@@ -84,7 +84,12 @@ pub fn bench(flags: &BenchFlags, root: &Path, events: Events<'_>) -> Result<Exit
 }
 
 /// A run with boots to make, the machines to make them on, and the guest.
-type Ready = (Run, Fleet, PathBuf);
+struct Ready {
+    run: Run,
+    fleet: Fleet,
+    guest: PathBuf,
+    claim: Claim,
+}
 
 /// What a bench begins with.
 struct Lab<'a> {
@@ -107,13 +112,16 @@ impl Lab<'_> {
         let fleet = self.fleet(kind, &self.setting(&baseline, &guest), events)?;
         let manifest = manifest(flags, self.workshop.root, &fleet, baseline, candidate)?;
         manifest.warnings.iter().for_each(|warning| events.hear(&Event::Warning(warning.clone())));
-        Ok((Run::create(&flags.results, manifest)?, fleet, guest))
+        let run = Run::create(&flags.results, manifest)?;
+        let claim = results::claim(&run.dir)?;
+        Ok(Ready { run, fleet, guest, claim })
     }
 
     /// Opens an unfinished run, finds its kernels again, and opens the machine it was made on.
     fn resume(&self, which: &str, events: Events<'_>) -> Result<Ready> {
         let dir = if which == "newest" { results::find_resumable(&self.flags.results)? } else { PathBuf::from(which) };
-        let mut run = Run::open(&dir)?;
+        let claim = results::claim(&dir)?;
+        let mut run = Run::open_to_continue(&dir, &claim)?;
         let info = run.manifest.machine.clone();
         let kind = MachineKind::parse(&info.kind)?;
         for kernel in std::iter::once(&mut run.manifest.baseline).chain(run.manifest.candidate.as_mut()) {
@@ -124,11 +132,17 @@ impl Lab<'_> {
         let mut fleet = Fleet::new();
         for cpus in run.manifest.cpus() {
             let topology = Topology::load(&info.topology)?.with_cpus(cpus)?;
-            fleet.insert(cpus, machine::open(&kind, &topology, &setting, &mut *events)?.machine);
+            let machine = machine::open(&kind, &topology, &setting, &mut *events)?.machine;
+            same_machine(&info, machine.info())?;
+            fleet.insert(cpus, machine);
+        }
+        if let Some(warning) = other_checkout(&run.manifest.mountlab_commit, &commit_of(self.workshop.root)) {
+            events.hear(&Event::Warning(warning.clone()));
+            run.warn(warning)?;
         }
         let left = run.remaining().len();
         events.hear(&Event::Note(format!("resuming {}: {left} boots to go", dir.display())));
-        Ok((run, fleet, guest))
+        Ok(Ready { run, fleet, guest, claim })
     }
 
     fn setting<'b>(&'b self, kernel: &'b Kernel, guest: &'b Path) -> Setting<'b> {
@@ -180,6 +194,23 @@ fn same_kernel(before: &Kernel, found: Kernel) -> Result<Kernel> {
     let message =
         format!("{name} is another kernel now (key {}, the run began with {key})\nnext: start a new bench", found.key);
     Err(Failure::error(Exit::Usage, message))
+}
+
+/// Refuses to go on with another machine than the run began with.
+fn same_machine(before: &MachineInfo, found: &MachineInfo) -> Result<()> {
+    let told = |info: &MachineInfo| format!("{} {} ({})", info.kind, info.version, info.topology);
+    let (now, then) = (told(found), told(before));
+    if now == then {
+        return Ok(());
+    }
+    let message = format!("the machine is another now ({now}, the run began with {then})\nnext: start a new bench");
+    Err(Failure::error(Exit::Usage, message))
+}
+
+/// What to say of a run that goes on with another mountlab: storms and oracles may be others.
+fn other_checkout(before: &str, now: &str) -> Option<String> {
+    let is_same = before == now && !now.ends_with("-dirty");
+    (!is_same).then(|| format!("begun with mountlab {before}, resumed with {now}"))
 }
 
 /// The shape asked for: a topology, with another number of CPUs if told so.

@@ -34,7 +34,7 @@ pub enum Exit {
     NoSpace = 14,
     /// The step needs root.
     NotRoot = 15,
-    /// Another mountlab works in the same cache.
+    /// Another mountlab works in the same cache, measures the same run, or writes the same kept results.
     CacheBusy = 16,
     /// The machine, a tool, the source or the build is unavailable.
     Unavailable = 69,

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use mount_storms::protocol::{Manner, READER_PERIOD_US, Reader, Sample, StormPoint, Surroundings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Version of the files in a results folder.
 pub const RESULTS_VERSION: u32 = 1;
@@ -173,10 +174,10 @@ impl Run {
         Ok(Run { dir, manifest, samples: Vec::new() })
     }
 
-    /// Reads a run.
+    /// Reads a run, which somebody may be measuring meanwhile: nothing is written. A boot whose samples are not all there did not happen.
     ///
     /// # Errors
-    /// A file is missing, malformed, or of another version. A cut last line of an unfinished run is dropped: its boot is made again.
+    /// A file is missing, malformed, or of another version.
     pub fn open(dir: &Path) -> Result<Run> {
         let path = dir.join("manifest.json");
         let text = fs::read_to_string(&path).map_err(|error| {
@@ -190,24 +191,39 @@ impl Run {
         }
         let samples = read_samples(&dir.join("samples.jsonl"))?;
         let mut run = Run { dir: dir.to_owned(), manifest, samples };
-        run.forget_half_boots()?;
+        run.forget_half_boots();
         Ok(run)
     }
 
-    /// A boot whose samples are not all there did not happen.
-    fn forget_half_boots(&mut self) -> Result<()> {
-        let before = self.samples.len();
+    /// Reads an unfinished run to go on with it: a cut last line, and the samples of a boot that are not all there, go from the disk as well,
+    /// because others are about to come behind them.
+    ///
+    /// # Errors
+    /// As [`Run::open`]; or the folder cannot be written.
+    pub fn open_to_continue(dir: &Path, _claim: &Claim) -> Result<Run> {
+        let run = Run::open(dir)?;
+        let lines = run.samples.iter().map(|stored| Ok(serde_json::to_string(stored)? + "\n"));
+        let path = dir.join("samples.jsonl");
+        if path.exists() {
+            write_atomically(&path, &lines.collect::<Result<String>>()?)?;
+        }
+        Ok(run)
+    }
+
+    fn forget_half_boots(&mut self) {
         let is_whole = |planned: &&PlannedBoot| self.count(planned.key()) == self.expected(planned);
         let whole: Vec<BootKey> = self.manifest.boots.iter().filter(is_whole).map(PlannedBoot::key).collect();
         self.samples.retain(|stored| whole.contains(&stored.key()));
-        let text = fs::read_to_string(self.dir.join("samples.jsonl")).unwrap_or_default();
-        if self.samples.len() != before || !(text.is_empty() || text.ends_with('\n')) {
-            let lines = self
-                .samples
-                .iter()
-                .map(|stored| Ok(serde_json::to_string(stored)? + "\n"))
-                .collect::<Result<String>>()?;
-            write_atomically(&self.dir.join("samples.jsonl"), &lines)?;
+    }
+
+    /// Adds a warning to the manifest, once.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn warn(&mut self, warning: String) -> Result<()> {
+        if !self.manifest.warnings.contains(&warning) {
+            self.manifest.warnings.push(warning);
+            write_atomically(&self.dir.join("manifest.json"), &serde_json::to_string_pretty(&self.manifest)?)?;
         }
         Ok(())
     }
@@ -260,9 +276,12 @@ impl Run {
             samples.iter().map(|stored| Ok(serde_json::to_string(stored)? + "\n")).collect::<Result<String>>()?;
         let path = self.dir.join("samples.jsonl");
         let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-        file.write_all(lines.as_bytes())
-            .and_then(|()| file.sync_all())
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let before = file.metadata()?.len();
+        if let Err(error) = file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()) {
+            // Half a line in the middle of the file would be damage. If it cannot be taken back either, the next boot's error says so.
+            let _ = file.set_len(before);
+            return Err(error).with_context(|| format!("cannot write {}", path.display()));
+        }
         self.samples.extend(samples);
         Ok(())
     }
@@ -293,8 +312,7 @@ fn new_dir(results: &Path, manifest: &Manifest) -> Result<PathBuf> {
 }
 
 fn numbered_dir(parent: &Path, date: &str, name: &str) -> Result<PathBuf> {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "@.-".contains(c) { c } else { '-' };
-    let name: String = name.chars().map(plain).collect();
+    let name = plain(name);
     fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     for n in 1..10_000 {
         let dir = parent.join(format!("{date}-{name}-{n}"));
@@ -344,6 +362,86 @@ pub fn write_atomically(path: &Path, text: &str) -> Result<()> {
     file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
     File::open(dir)?.sync_all()?;
     Ok(())
+}
+
+/// Held by who measures a run: a second one would make the same boots, and write between the lines of the first.
+#[derive(Debug)]
+pub struct Claim(#[expect(dead_code, reason = "held, not read")] File);
+
+/// Claims the folder of a run.
+///
+/// # Errors
+/// Somebody measures it, or it is not there.
+pub fn claim(dir: &Path) -> Result<Claim> {
+    let folder = File::open(dir)
+        .map_err(|error| Failure::error(Exit::Usage, format!("{} is no run: {error}", dir.display())))?;
+    match folder.try_lock() {
+        Ok(()) => Ok(Claim(folder)),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", dir.display())),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!("another mountlab measures {}\nnext: wait for it", dir.display());
+            Err(Failure::error(Exit::CacheBusy, message))
+        }
+    }
+}
+
+/// How long somebody may take between reading and writing a file that several commands write.
+const TURN_LIMIT: Duration = Duration::from_secs(60);
+
+/// Reads, changes and writes a file of a folder while nobody else does: two commands with a cache of their own each may keep what they see
+/// in one checkout.
+///
+/// # Errors
+/// Somebody holds the folder for longer than a minute, or `change` fails.
+pub fn in_turn<T>(dir: &Path, change: impl FnOnce() -> Result<T>) -> Result<T> {
+    let folder = File::open(dir).with_context(|| format!("cannot open {}", dir.display()))?;
+    let start = Instant::now();
+    loop {
+        match folder.try_lock() {
+            Ok(()) => return change(),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", dir.display()));
+            }
+            Err(TryLockError::WouldBlock) if start.elapsed() > TURN_LIMIT => {
+                let message = format!("another command has held {} for {TURN_LIMIT:?}", dir.display());
+                return Err(Failure::error(Exit::CacheBusy, message));
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Reads a file that an earlier command of this checkout has kept; nothing if there is none.
+///
+/// # Errors
+/// It is damaged or of another version: what it holds took hours, so nothing is written in its place.
+pub fn read_kept<T: serde::de::DeserializeOwned>(path: &Path, version: u32) -> Result<Option<T>> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let damaged = |why: String| {
+        let message = format!(
+            "{}: {why}\nnext: restore it (git checkout), or delete it to begin anew; it is not overwritten",
+            path.display()
+        );
+        Failure::error(Exit::ResultsCorrupt, message)
+    };
+    let found: Versioned = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    if found.version != version {
+        return Err(damaged(format!("version {}, this mountlab reads {version}", found.version)));
+    }
+    serde_json::from_str(&text).map(Some).map_err(|error| damaged(error.to_string()))
+}
+
+/// A name as a part of a path: a kernel may be named by a path or an address.
+pub fn plain(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "@.-".contains(c) { c } else { '-' };
+    name.chars().map(plain).collect()
 }
 
 /// Folders of all runs below `results`, sorted.
@@ -529,7 +627,71 @@ mod tests {
         fs::write(&path, &text[..text.len() - 30]).unwrap();
         let back = Run::open(&run.dir).unwrap();
         assert_eq!(back.remaining(), back.manifest.boots[1..]);
+        // Who reads writes nothing: somebody may be in the middle of it.
+        assert_eq!(fs::read_to_string(&path).unwrap().len(), text.len() - 30);
+        let claim = claim(&run.dir).unwrap();
+        assert_eq!(Run::open_to_continue(&run.dir, &claim).unwrap().samples, back.samples);
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_run_is_measured_by_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = two_boots(dir.path());
+        let first = claim(&run.dir).unwrap();
+        let error = claim(&run.dir).unwrap_err();
+        assert_eq!(exit_code(&error), Exit::CacheBusy);
+        drop(first);
+        claim(&run.dir).unwrap();
+        assert_eq!(exit_code(&claim(&dir.path().join("none")).unwrap_err()), Exit::Usage);
+    }
+
+    #[test]
+    fn who_comes_second_waits_and_sees_what_the_first_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("count");
+        fs::write(&path, "0").unwrap();
+        let add = || {
+            let count: u32 = fs::read_to_string(&path)?.parse()?;
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(fs::write(&path, (count + 1).to_string())?)
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10).for_each(|_| in_turn(dir.path(), add).unwrap()));
+            }
+        });
+        assert_eq!(fs::read_to_string(&path).unwrap(), "40");
+    }
+
+    #[test]
+    fn what_was_kept_is_read_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kept.json");
+        let read = || read_kept::<BTreeMap<String, u32>>(&path, 2);
+        assert_eq!(read().unwrap(), None);
+        fs::write(&path, "{\"version\": 2, \"a\": 1}").unwrap();
+        assert_eq!(read().unwrap().unwrap()["a"], 1);
+        for damaged in ["", "<<<<<<< HEAD\n{\"version\": 2}", "{\"version\": 1}", "{\"version\": 2, \"a\": \"b\"}"] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(exit_code(&read().unwrap_err()), Exit::ResultsCorrupt, "{damaged}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_is_a_path_names_no_folder_elsewhere() {
+        assert_eq!(plain("patched@3"), "patched@3");
+        assert_eq!(plain("/src/linux"), "-src-linux");
+        assert_eq!(plain("mutant:x@patched"), "mutant-x@patched");
+    }
+
+    #[test]
+    fn a_warning_is_in_the_manifest_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = two_boots(dir.path());
+        run.warn("resumed elsewhere".into()).unwrap();
+        run.warn("resumed elsewhere".into()).unwrap();
+        assert_eq!(Run::open(&run.dir).unwrap().manifest.warnings, ["the host is busy", "resumed elsewhere"]);
     }
 
     #[test]
