@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     match words[..] {
         // Each trial is a child of this binary, and must begin before any thread is started.
         ["trial", name] => suite::run_one(name),
+        ["list"] => suite::list(),
         ["run", job, events] => guest::run_on_running_kernel(Path::new(job), Path::new(events)),
         // What system(3) hands to a shell: glibc 2.38 and later put "--" before it.
         ["-c", command] | ["-c", "--", command] => sh::run(command),
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!("usage: lab-guest run JOB.json EVENTS_FILE   (as root, in a private mount namespace)");
+    eprintln!("       lab-guest list                       (the names of the suite's trials)");
     eprintln!("without arguments it is the init of a lab machine");
     ExitCode::from(2)
 }

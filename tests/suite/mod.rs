@@ -143,6 +143,12 @@ pub fn run_one(name: &str) -> ExitCode {
     }
 }
 
+/// Prints the names of all trials, one per line.
+pub fn list() -> ExitCode {
+    all().for_each(|trial| println!("{}", trial.name));
+    ExitCode::SUCCESS
+}
+
 fn all() -> impl Iterator<Item = Trial> {
     AREAS.iter().copied().flatten().copied()
 }

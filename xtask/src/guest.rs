@@ -34,3 +34,14 @@ pub fn build(root: &Path, events: Events<'_>) -> Result<PathBuf> {
     events.hear(&Event::StageFinished { stage, result: String::new(), elapsed: start.elapsed() });
     Ok(target_dir.join(TARGET).join("release/lab-guest"))
 }
+
+/// How many trials the suite of a built `lab-guest` has.
+///
+/// # Errors
+/// It does not run.
+pub fn trials(guest: &Path) -> Result<u64> {
+    let mut list = Command::new(guest);
+    list.arg("list");
+    let names = Task::new(list).limit(Duration::from_secs(20)).run()?;
+    Ok(names.lines().count() as u64)
+}
