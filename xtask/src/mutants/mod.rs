@@ -11,10 +11,12 @@ use crate::failure::{Exit, Failure};
 use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Workshop};
 use crate::machine::{self, Boot, BootLog, Fallback, Limits, Machine, MachineKind, Setting};
+use crate::results::plain;
+use crate::test::patience;
 use crate::{bench, console, guest, measure, setup, small_storm};
 use anyhow::{Context, Result};
 use header::Mutant;
-use mount_storms::protocol::{Job, PROTOCOL, Profile, SuiteJob, Work};
+use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, Profile, SuiteJob, Work};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,15 +62,14 @@ pub fn mutants(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exi
     let lab =
         Lab { workshop, guest, machine: opened.machine, whole, lane: &flags.lane, commit: bench::commit_of(root) };
     let results = root.join("results");
-    let mut findings = Findings::load(&results, ground, &all);
+    let mut findings = Findings::load(&results, ground, &all)?;
     for mutant in &chosen {
         let finding = lab.judge(mutant, events).with_context(|| format!("the mutant {}", mutant.name))?;
         events.hear(&Event::Note(told(&finding)));
-        findings.put(finding);
-        findings.write(&results, &all)?;
+        findings.keep(&results, &all, |kept| kept.put(finding))?;
     }
-    lab.confirm(&mut findings, events)?;
-    findings.write(&results, &all)?;
+    let seen = lab.whole(&findings, events)?;
+    findings.keep(&results, &all, |kept| kept.confirm(&flags.lane, &seen))?;
     for finding in findings.findings.iter().filter(|found| chosen.iter().any(|mutant| mutant.name == found.mutant)) {
         println!("{}", told(finding));
     }
@@ -145,23 +146,34 @@ impl Lab<'_> {
         })
     }
 
-    /// Boots the kernel that is not broken with the trials that killed. One that fails there is wrong, and its mutant survives.
-    fn confirm(&self, findings: &mut Findings, events: Events<'_>) -> Result<()> {
-        let first: Vec<String> = findings.unconfirmed(self.lane).into_iter().collect();
-        let mut seen = Vec::new();
-        if !first.is_empty() {
-            let job = SuiteJob { first, only_first: true, trial_limit_s: TRIAL_LIMIT_S, ..SuiteJob::default() };
-            let log = self.boot(&self.whole, "confirm", Work::Suite(job), events)?;
-            let not_whole = || format!("{} does not pass the trials that killed mutants", self.whole.name);
-            log.failure().map_or(Ok(()), Err).with_context(not_whole)?;
-            seen = log.events;
+    /// What the kernel that is not broken shows of the trials that killed. One that fails there is wrong, and its mutant survives. Where
+    /// something else killed, a hang say, it runs all that a mutant has to run.
+    ///
+    /// # Errors
+    /// It does not come through what it runs: then nothing is known of the mutants either.
+    fn whole(&self, findings: &Findings, events: Events<'_>) -> Result<Vec<GuestEvent>> {
+        let not_whole = || format!("{} does not pass what killed mutants", self.whole.name);
+        if findings.doubts(self.lane) {
+            let storm = small_storm::job(&PROFILES, self.machine.info().cpus, STORM);
+            for (what, work) in [("whole-suite", Work::Suite(suite_job(&[]))), ("whole-storm", Work::Storm(storm))] {
+                let log = self.boot(&self.whole, what, work, &mut *events)?;
+                if let Some((by, why)) = seen_in(&log)? {
+                    return Err(anyhow::anyhow!("{by}: {why}")).with_context(not_whole);
+                }
+            }
         }
-        findings.confirm(self.lane, &seen);
-        Ok(())
+        let first: Vec<String> = findings.unconfirmed(self.lane).into_iter().collect();
+        if first.is_empty() {
+            return Ok(Vec::new());
+        }
+        let job = SuiteJob { first, only_first: true, trial_limit_s: TRIAL_LIMIT_S, ..SuiteJob::default() };
+        let log = self.boot(&self.whole, "confirm", Work::Suite(job), events)?;
+        log.failure().map_or(Ok(()), Err).with_context(not_whole)?;
+        Ok(log.events)
     }
 
     fn boot(&self, kernel: &Kernel, what: &str, work: Work, events: Events<'_>) -> Result<BootLog> {
-        let name = kernel.name.replace(':', "-");
+        let name = plain(&kernel.name);
         let dir = self.workshop.root.join("target/lab-tests").join(format!("{name}-{}", self.lane)).join(what);
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -171,7 +183,7 @@ impl Lab<'_> {
             guest: &self.guest,
             job: &job,
             dir: &dir,
-            limits: LIMITS,
+            limits: LIMITS.times(patience(self.lane)),
             machine_seed: 1,
             evidence: None,
         };

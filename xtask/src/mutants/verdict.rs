@@ -36,6 +36,13 @@ impl Verdict {
     }
 }
 
+impl Verdict {
+    /// Whether it was killed by what a guest that is slow, or cannot work on any kernel, shows as well.
+    pub fn needs_whole_run(&self) -> bool {
+        matches!(self, Verdict::Killed { by: Killer::Oracle | Killer::Hang | Killer::Guest, .. })
+    }
+}
+
 /// What can see that a kernel is broken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

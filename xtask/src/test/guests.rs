@@ -5,9 +5,10 @@ use crate::event::{Event, Events};
 use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Reach, Selftests, Workshop};
 use crate::known::{self, Known};
-use crate::lanes::{Booted, Keeper, Tested};
+use crate::lanes::{Booted, Current, Keeper, Tested, Wanted};
 use crate::machine::{self, Boot, BootLog, End, Fallback, Limits, Machine, MachineKind, Setting, Topology};
 use crate::process::check_interrupt;
+use crate::results::plain;
 use crate::side_by_side::{host_cpus, side_by_side};
 use crate::{console, guest, lanes, measure, report, small_storm};
 use anyhow::{Context, Result};
@@ -49,8 +50,11 @@ const STORMS: &str = "storms";
 /// The lane of data races.
 const KCSAN: &str = "kcsan";
 
+/// The lanes that the series is tested in.
+const LANES: [&str; 4] = ["lockdep", "kasan", KCSAN, "faults"];
+
 /// How many times as long everything may take in a lane: each access to memory is checked by KASAN and KCSAN, and KCSAN stops to watch besides.
-fn patience(lane: &str) -> u32 {
+pub fn patience(lane: &str) -> u32 {
     match lane {
         "kasan" | "faults" => 3,
         KCSAN => 4,
@@ -74,51 +78,69 @@ pub fn guests(
     let mut subjects = names.iter().map(|name| subject(name, flags, workshop, events)).collect::<Result<Vec<_>>>()?;
     let keeper = if flags.keep { Some(keeper(flags, workshop, &subjects, events)?) } else { None };
     if flags.resume {
-        leave_out_kept(&mut subjects, keeper.as_ref(), flags, events);
+        leave_out_kept(&mut subjects, keeper.as_ref(), flags, guest::trials(&guest)?, events)?;
     }
     let lab = Lab::open(flags, workshop, kind, topology, guest, subjects.first(), events)?;
     let (mut totals, mut known, mut waiting) = (Totals::default(), None, BTreeMap::new());
-    let (mut untold, at_once) = (subjects.iter().enumerate(), flags.jobs.get() as usize);
+    let (mut untold, at_once) = (0, flags.jobs.get() as usize);
     let test = |&index: &usize, events: Events<'_>| lab.test(&subjects[index], events);
-    side_by_side((0..subjects.len()).collect(), at_once, test, events, |index, made, _| {
+    let mut tell = |index: usize, made: Made| -> Result<()> {
+        let (seen, tested) = lab.tell(&subjects[index], made, &mut known)?;
+        totals.add(seen);
+        keeper.iter().try_for_each(|keeper| keeper.keep(tested.clone()))
+    };
+    let all = side_by_side((0..subjects.len()).collect(), at_once, test, events, |index, made, _| {
         waiting.insert(index, made?);
         // Told in order: mainline is what the others are judged by.
-        while let Some((index, subject)) = untold.clone().next()
-            && let Some(made) = waiting.remove(&index)
-        {
-            untold.next();
-            let (seen, tested) = lab.tell(subject, made, &mut known)?;
-            totals.add(seen);
-            keeper.iter().try_for_each(|keeper| keeper.keep(tested.clone()))?;
+        while let Some(made) = waiting.remove(&untold) {
+            tell(untold, made)?;
+            untold += 1;
         }
         Ok(())
-    })?;
+    });
+    if all.is_err() && untold > 0 {
+        // What was finished behind the one that was not is lost otherwise.
+        waiting.into_iter().try_for_each(|(index, made)| tell(index, made))?;
+    }
+    all?;
     Ok(totals)
 }
 
 /// Keeps what these kernels show, and leaves what was kept of prefixes that are as they were.
 fn keeper(flags: &TestFlags, workshop: &Workshop<'_>, subjects: &[Subject], events: Events<'_>) -> Result<Keeper> {
-    let mut current = BTreeMap::new();
-    for name in workshop.prefixes("patched")? {
-        let key = workshop.key(&name, &["base", &flags.lane], &mut *events)?;
-        current.insert(name, key);
+    let mut current = Current::default();
+    let lanes = LANES.iter().copied().filter(|lane| *lane != flags.lane).chain([flags.lane.as_str()]);
+    for lane in lanes {
+        for name in workshop.prefixes("patched")?.into_iter().chain(["patched".to_owned()]) {
+            let key = workshop.key(&name, &["base", lane], &mut *events)?;
+            current.0.insert((lane.to_owned(), name), key);
+        }
     }
-    current.extend(subjects.iter().map(|subject| (subject.kernel.name.clone(), subject.kernel.key.clone())));
+    let of_run = |subject: &Subject| ((flags.lane.clone(), subject.kernel.name.clone()), subject.kernel.key.clone());
+    current.0.extend(subjects.iter().map(of_run));
     Ok(Keeper::new(workshop.root, &flags.lane, current))
 }
 
 /// Leaves out what was kept; never the first, which is mainline.
-fn leave_out_kept(subjects: &mut Vec<Subject>, keeper: Option<&Keeper>, flags: &TestFlags, events: Events<'_>) {
+fn leave_out_kept(
+    subjects: &mut Vec<Subject>,
+    keeper: Option<&Keeper>,
+    flags: &TestFlags,
+    trials: u64,
+    events: Events<'_>,
+) -> Result<()> {
     let whats: &[&str] = if flags.no_storms { &[SUITE] } else { &[SUITE, STORMS] };
-    let mut first = true;
-    subjects.retain(|subject| {
-        let is_kept = || keeper.is_some_and(|keeper| keeper.has(&subject.kernel, whats, !flags.no_selftests));
-        let stays = std::mem::take(&mut first) || !is_kept();
-        if !stays {
+    let wanted = Wanted { whats, trials, selftests: !flags.no_selftests };
+    let mut all = std::mem::take(subjects).into_iter();
+    subjects.extend(all.next());
+    for subject in all {
+        if keeper.map(|keeper| keeper.has(&subject.kernel, &wanted)).transpose()? == Some(true) {
             events.hear(&Event::Note(format!("{}: kept already, left out", subject.kernel.name)));
+        } else {
+            subjects.push(subject);
         }
-        stays
-    });
+    }
+    Ok(())
 }
 
 /// Mainline first, because it is the reference, and what is tested against it. Mainline asked for by name is all there is to test.
@@ -275,7 +297,7 @@ impl<'a> Lab<'a> {
     }
 
     fn dir(&self, kernel: &Kernel) -> PathBuf {
-        self.root.join("target/lab-tests").join(format!("{}-{}", kernel.name, self.flags.lane))
+        self.root.join("target/lab-tests").join(format!("{}-{}", plain(&kernel.name), self.flags.lane))
     }
 
     /// Judges, prints, and writes what a CI shows. A boot that ended badly is a failure by itself, whatever its trials said. The first kernel
@@ -289,28 +311,32 @@ impl<'a> Lab<'a> {
         let mut trials = match known {
             Some(known) => known.judge(trials),
             None => {
-                let earlier = lanes::races(self.root, &self.flags.lane, &subject.kernel);
+                let earlier = lanes::races(self.root, &self.flags.lane, &subject.kernel)?;
                 let (mainline, trials) = Known::of_mainline(trials, races.into_iter().chain(earlier).collect());
                 *known = Some(mainline);
                 trials
             }
         };
         trials.extend(raced);
+        trials.extend(boots.iter().filter_map(ended_badly));
+        if !trials.iter().any(|trial| trial.outcome == Outcome::Passed) {
+            trials.push(failed("boot::trials", "no trial ran"));
+        }
         let kernel = &subject.kernel;
         let name = format!("{} ({})", kernel.name, self.flags.lane);
         report::junit::write(&self.dir(kernel).join("junit.xml"), &name, &trials)?;
         print!("{}", told(&name, &trials));
-        let mut totals = Totals::of_trials(&trials);
-        for (boot, failure) in boots.iter().filter_map(|boot| Some((boot, boot.ended.as_ref()?))) {
-            println!("{} on {name}: the boot ended badly: {failure}", boot.what);
-            totals.failed += 1;
-        }
-        if totals.passed == 0 {
-            println!("{name}: no trial ran");
-            totals.failed += 1;
-        }
-        Ok((totals, Tested::of(kernel, boots, &trials)))
+        Ok((Totals::of_trials(&trials), Tested::of(kernel, boots, &trials)))
     }
+}
+
+/// A boot that ended badly, as a trial that failed: counted, told and kept like any other.
+fn ended_badly(boot: &Booted) -> Option<TrialResult> {
+    Some(failed(&format!("boot::{}", boot.what), &format!("the boot ended badly: {}", boot.ended.as_ref()?)))
+}
+
+fn failed(name: &str, why: &str) -> TrialResult {
+    TrialResult { name: name.into(), outcome: Outcome::Failed { why: why.into() }, elapsed_ms: 0 }
 }
 
 /// The storms that the flags ask for.
@@ -342,7 +368,7 @@ fn without_races(log: BootLog) -> (BootLog, Races) {
 /// What a whole suite without a single data race on mainline stands for: KCSAN that sleeps, and tells nothing of any kernel.
 fn asleep() -> TrialResult {
     let why = "no data race was seen on mainline in a whole suite, and it has some: is KCSAN awake? See vm-configs/kconfig/kcsan.config";
-    TrialResult { name: "kcsan::is_awake".into(), outcome: Outcome::Failed { why: why.into() }, elapsed_ms: 0 }
+    failed("kcsan::is_awake", why)
 }
 
 /// Selftests that were not built, as trials that could not run.

@@ -3,6 +3,7 @@
 mod guests;
 mod totals;
 
+pub use guests::patience;
 pub use totals::Totals;
 
 use crate::cache::Cache;
