@@ -6,6 +6,7 @@ mod stacks;
 mod symbols;
 mod waterfall;
 
+use crate::bench::commit_of;
 use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
@@ -13,7 +14,7 @@ use crate::flags::ProfileFlags;
 use crate::kernel::{Kernel, Workshop};
 use crate::machine::{self, Boot, Evidence, Fallback, Limits, Machine, MachineKind, Region, Setting, Topology};
 use crate::measure::boot_any;
-use crate::results::{new_dated_dir, write_atomically};
+use crate::results::{new_dated_dir, plain, write_atomically};
 use crate::{guest, setup, warning};
 use anyhow::{Context, Result};
 use evidence::Account;
@@ -21,6 +22,7 @@ use mount_storms::protocol::{GuestEvent, Job, Manner, PROTOCOL, READER_PERIOD_US
 use stacks::Folded;
 use std::path::Path;
 use std::time::Duration;
+use tempfile::TempDir;
 
 pub use symbols::Symbols;
 
@@ -74,7 +76,8 @@ pub fn profile(flags: &ProfileFlags, root: &Path, events: Events<'_>) -> Result<
         profiled.push(one(kernel, flags, &guest, machine.as_ref(), &mut *events)?);
     }
     let dir = new_dated_dir(&flags.results.join("profile"), &format!("{}-{}-cpus", flags.kernel, flags.cpus))?;
-    write(&dir, flags, machine.as_ref(), &profiled)?;
+    let kernels = kernels_of(&kernels.iter().collect::<Vec<_>>(), root);
+    write(&dir, flags, machine.as_ref(), &profiled, &kernels)?;
     print!("{}", evidence::table(&profiled.iter().map(|one| one.account.clone()).collect::<Vec<_>>()));
     println!("report: {}", dir.join("report.md").display());
     Ok(Exit::Success)
@@ -92,10 +95,29 @@ fn one(
     let dir = tempfile::tempdir()?;
     let evidence = Evidence::new(dir.path(), &symbols.for_simulator(), Some(flags.period_ns))?;
     let look = Look { guest, machine, seed: flags.seed, dir: dir.path() };
-    let account = look.account(kernel, &storm(flags, flags.cpus), &evidence, &symbols, &mut *events)?;
+    let (account, dir) =
+        or_keep(look.account(kernel, &storm(flags, flags.cpus), &evidence, &symbols, &mut *events), dir)?;
     let folded = stacks::named(&evidence.stacks()?, &symbols)?;
     events.hear(&Event::Note(format!("{}: {} samples", kernel.name, folded.values().sum::<u64>())));
+    drop(dir);
     Ok(Profiled { account, folded })
+}
+
+/// A result with the folder that it comes from. An error names a console in there: the folder stays then.
+fn or_keep<T>(made: Result<T>, dir: TempDir) -> Result<(T, TempDir)> {
+    match made {
+        Ok(made) => Ok((made, dir)),
+        Err(error) => {
+            let _ = dir.keep();
+            Err(error)
+        }
+    }
+}
+
+/// The kernels of a report, each with its key, and the mountlab that made it.
+fn kernels_of(kernels: &[&Kernel], root: &Path) -> String {
+    let keys: Vec<String> = kernels.iter().map(|kernel| format!("{} {}", kernel.name, kernel.key)).collect();
+    format!("* mountlab {}; keys of the kernels: {}\n", commit_of(root), keys.join(", "))
 }
 
 /// How to look into a storm.
@@ -164,13 +186,13 @@ fn storm(flags: &ProfileFlags, cpus: u32) -> StormPoint {
     }
 }
 
-fn write(dir: &Path, flags: &ProfileFlags, machine: &dyn Machine, profiled: &[Profiled]) -> Result<()> {
+fn write(dir: &Path, flags: &ProfileFlags, machine: &dyn Machine, profiled: &[Profiled], kernels: &str) -> Result<()> {
     let storm = crate::compare::name(&storm(flags, flags.cpus));
     let subtitle = format!("{storm} (simulated); a sample for each {} ns that a CPU is awake", flags.period_ns);
     for Profiled { account, folded } in profiled {
-        let (kernel, text) = (&account.kernel, stacks::text(folded));
+        let (kernel, text) = (plain(&account.kernel), stacks::text(folded));
         write_atomically(&dir.join(format!("{kernel}.folded")), &text)?;
-        write_atomically(&dir.join(format!("{kernel}.svg")), &stacks::flame(kernel, &subtitle, &text)?)?;
+        write_atomically(&dir.join(format!("{kernel}.svg")), &stacks::flame(&account.kernel, &subtitle, &text)?)?;
     }
     if let [baseline, candidate] = profiled {
         let title = format!("{} against {}: red grew, blue shrank", candidate.account.kernel, baseline.account.kernel);
@@ -179,14 +201,14 @@ fn write(dir: &Path, flags: &ProfileFlags, machine: &dyn Machine, profiled: &[Pr
     }
     let accounts: Vec<Account> = profiled.iter().map(|one| one.account.clone()).collect();
     write_atomically(&dir.join("evidence.json"), &(serde_json::to_string_pretty(&accounts)? + "\n"))?;
-    write_atomically(&dir.join("report.md"), &report(&storm, machine, profiled, &accounts))
+    write_atomically(&dir.join("report.md"), &report(&storm, machine, profiled, &accounts, kernels))
 }
 
-fn report(storm: &str, machine: &dyn Machine, profiled: &[Profiled], accounts: &[Account]) -> String {
+fn report(storm: &str, machine: &dyn Machine, profiled: &[Profiled], accounts: &[Account], kernels: &str) -> String {
     let info = machine.info();
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let mut text = format!(
-        "# Profile (simulated): {storm}\n\n* Command: `cargo xtask {command}`\n* Machine: {}, {}, {} CPUs\n* Host: {}\n* Kernels: kconfig {}\n\n\
+        "# Profile (simulated): {storm}\n\n* Command: `cargo xtask {command}`\n* Machine: {}, {}, {} CPUs\n* Host: {}\n* Kernels: kconfig {}\n{kernels}\n\
          A tick is a nanosecond of virtual time, in which a CPU executes one instruction or waits.\n\n## Under the mount locks\n\n{}",
         info.kind,
         info.version,
@@ -196,11 +218,11 @@ fn report(storm: &str, machine: &dyn Machine, profiled: &[Profiled], accounts: &
         evidence::table(accounts),
     );
     for Profiled { account, folded } in profiled {
-        let kernel = &account.kernel;
+        let (kernel, file) = (&account.kernel, plain(&account.kernel));
         let top = stacks::innermost(folded).into_iter().take(TOP);
         let rows: String = top.map(|(name, share)| format!("| {name} | {:.1} % |\n", share * 100.0)).collect();
         text += &format!(
-            "\n## {kernel}: where its CPUs are\n\n[Flame graph]({kernel}.svg), [folded stacks]({kernel}.folded)\n\n| function | samples |\n|---|---:|\n{rows}"
+            "\n## {kernel}: where its CPUs are\n\n[Flame graph]({file}.svg), [folded stacks]({file}.folded)\n\n| function | samples |\n|---|---:|\n{rows}"
         );
     }
     if profiled.len() == 2 {

@@ -3,7 +3,7 @@
 
 use super::evidence::Account;
 use super::symbols::Symbols;
-use super::{Look, storm};
+use super::{Look, kernels_of, or_keep, storm};
 use crate::cache::Cache;
 use crate::event::Events;
 use crate::failure::Exit;
@@ -69,17 +69,28 @@ pub fn waterfall(flags: &ProfileFlags, root: &Path, events: Events<'_>) -> Resul
     let look = |planned: &Planned, events: Events<'_>| {
         account(&kernels[planned.step], flags, planned, root, &cache, &guest, events)
     };
-    side_by_side(planned(steps.len(), flags), host_cpus(), look, &mut *events, |planned, account, _| {
+    let all = side_by_side(planned(steps.len(), flags), host_cpus(), look, &mut *events, |planned, account, _| {
         let step = &mut steps[planned.step];
         if planned.few { &mut step.few } else { &mut step.many }.push(account?);
         Ok(())
-    })?;
+    });
+    // One boot that ends badly does not take with it what the others showed.
+    let boots = flags.boots as usize;
+    steps.retain(|step| (step.few.len(), step.many.len()) == (boots, boots));
+    if steps.is_empty() {
+        return all.map(|()| Exit::Success);
+    }
     let dir = new_dated_dir(&flags.results.join("waterfall"), &format!("{}-{}-cpus", flags.kernel, flags.cpus))?;
-    let table = table(&steps, flags.cpus);
-    write_atomically(&dir.join("report.md"), &report(flags, &table))?;
+    let mut table = table(&steps, flags.cpus);
+    if steps.len() < kernels.len() {
+        table +=
+            &format!("\n**Not all:** {} of {} prefixes; the others were not measured.\n", steps.len(), kernels.len());
+    }
+    let of = kernels_of(&steps.iter().map(|step| &step.kernel).collect::<Vec<_>>(), root);
+    write_atomically(&dir.join("report.md"), &report(flags, &of, &table))?;
     print!("{table}");
     println!("report: {}", dir.join("report.md").display());
-    Ok(Exit::Success)
+    all.map(|()| Exit::Success)
 }
 
 fn planned(steps: usize, flags: &ProfileFlags) -> Vec<Planned> {
@@ -108,7 +119,7 @@ fn account(
     let dir = tempfile::tempdir().context("a folder for one boot")?;
     let evidence = Evidence::new(dir.path(), &symbols.for_simulator(), None)?;
     let look = Look { guest, machine: machine.as_ref(), seed, dir: dir.path() };
-    look.account(kernel, &storm(flags, cpus), &evidence, &symbols, events)
+    or_keep(look.account(kernel, &storm(flags, cpus), &evidence, &symbols, events), dir).map(|(account, _)| account)
 }
 
 /// A row for each prefix, named by its last patch.
@@ -117,7 +128,8 @@ fn table(steps: &[Step], cpus: u32) -> String {
     let mut text =
         format!("| patches | the last of them | containers/s, {FEW} CPUs | {cpus} CPUs |{heads}\n|---:|---|---:|---:|");
     text += &format!("{}\n", "---:|".repeat(COUNTS.len()));
-    for (count, Step { kernel, few, many }) in steps.iter().enumerate() {
+    for Step { kernel, few, many } in steps {
+        let count = kernel.series.len();
         let last = kernel.series.last().map_or("(mainline)", String::as_str);
         let counts: String = COUNTS.iter().map(|(_, name)| format!(" {:.1} |", per_container(many, name))).collect();
         text += &format!("| {count} | {last} | {} | {} |{counts}\n", rates(few), rates(many));
@@ -145,7 +157,7 @@ fn per_container(accounts: &[Account], name: &str) -> f64 {
     stats::mean(&accounts.iter().map(of_one).collect::<Vec<_>>())
 }
 
-fn report(flags: &ProfileFlags, table: &str) -> String {
+fn report(flags: &ProfileFlags, kernels: &str, table: &str) -> String {
     let storm = crate::compare::name(&storm(flags, flags.cpus));
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let boots = match flags.boots {
@@ -157,7 +169,7 @@ fn report(flags: &ProfileFlags, table: &str) -> String {
         ),
     };
     format!(
-        "# What each patch does (simulated): {storm}\n\n* Command: `cargo xtask {command}`\n* Host: {}\n* Kernels: kconfig {}\n* {boots}; \
+        "# What each patch does (simulated): {storm}\n\n* Command: `cargo xtask {command}`\n* Host: {}\n* Kernels: kconfig {}\n{kernels}* {boots}; \
          counts are per container, on {} CPUs. A tick is a nanosecond of virtual time.\n\n{table}",
         warning::host_in_words(),
         KCONFIG.join("+"),
@@ -181,6 +193,6 @@ mod tests {
         let second = Step { kernel, few: vec![account(500_000)], many: vec![account(1_000_000), account(500_000)] };
         let text = table(&[first, second], 64);
         assert!(text.contains("| 0 | (mainline) | 2000 | 500 | 0.0 |"), "{text}");
-        assert!(text.contains("| 1 | two | 4000 | 3000 (2000 .. 4000) | 0.0 |") && text.contains("| 42.0 |"), "{text}");
+        assert!(text.contains("| 2 | two | 4000 | 3000 (2000 .. 4000) | 0.0 |") && text.contains("| 42.0 |"), "{text}");
     }
 }
