@@ -4,13 +4,14 @@ use crate::failure::{Exit, Failure};
 use anyhow::{Context, Result};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// `$XDG_CACHE_HOME/mountlab`, locked: two commands at once would build into each other's folders.
 #[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Cache {
@@ -38,12 +39,22 @@ impl Cache {
         lock.set_len(0)?;
         lock.rewind()?;
         write!(lock, "{}", std::process::id())?;
-        Ok(Cache { dir: dir.to_owned(), _lock: lock })
+        Ok(Cache { dir: dir.to_owned(), lock })
     }
 
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// A second handle of the lock, which children inherit: make's own children outlive a driver that is killed, and while they write into the
+    /// cache nobody else may.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub fn share_lock(&self) -> Result<OwnedFd> {
+        // dup(2) leaves FD_CLOEXEC off.
+        nix::unistd::dup(&self.lock).context("cannot share the cache's lock")
     }
 
     /// Makes sure that so many MiB are free before a step that needs them.
@@ -95,6 +106,7 @@ fn enough(dir: &Path, needed_mib: u64, free_mib: u64, what: &str) -> Result<()> 
 mod tests {
     use super::*;
     use crate::failure::exit_code;
+    use std::time::Duration;
 
     #[test]
     fn the_second_one_is_told_who_holds_the_cache() {
@@ -103,6 +115,22 @@ mod tests {
         let error = Cache::lock_at(dir.path()).unwrap_err();
         assert_eq!(exit_code(&error), Exit::CacheBusy);
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn a_lock_lives_as_long_as_the_builds_that_share_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::lock_at(dir.path()).unwrap();
+        let shared = cache.share_lock().unwrap();
+        let mut build = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        drop((cache, shared));
+        assert_eq!(exit_code(&Cache::lock_at(dir.path()).unwrap_err()), Exit::CacheBusy);
+        build.kill().unwrap();
+        build.wait().unwrap();
+        // Children of other tests may have been started meanwhile, and share it too.
+        let is_free =
+            || Cache::lock_at(dir.path()).is_ok() || (std::thread::sleep(Duration::from_millis(100)), false).1;
+        assert!((0..200).any(|_| is_free()));
     }
 
     #[test]

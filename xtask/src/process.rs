@@ -30,9 +30,10 @@ fn running() -> MutexGuard<'static, BTreeSet<i32>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes the first Ctrl-C a request to stop in good order, and the second an immediate exit, which kills what still runs.
+/// Makes the first Ctrl-C, or a terminal that goes away, a request to stop in good order, and the second an immediate exit, which kills what still runs.
 pub fn watch_interrupts() -> Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::spawn(move || {
         for _ in signals.forever() {
             if INTERRUPTED.swap(true, Ordering::SeqCst) {
@@ -128,8 +129,9 @@ impl Drop for Group {
     }
 }
 
-/// `command` behind `setpriv --pdeathsig KILL` (util-linux, always there), keeping its directory and environment.
-fn with_parent_death_signal(command: &Command) -> Command {
+/// `command` behind `setpriv --pdeathsig KILL` (util-linux, always there), keeping its directory and environment; it reads nothing from the
+/// terminal unless told so.
+pub fn with_parent_death_signal(command: &Command) -> Command {
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
     if let Some(dir) = command.get_current_dir() {

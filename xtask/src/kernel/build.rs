@@ -128,6 +128,7 @@ struct Job<'a> {
 impl Job<'_> {
     fn run(&self, mut stage: Stage<'_>, cache: &Cache) -> Result<Kernel> {
         cache.need_space(NEEDED_MIB, "building a kernel")?;
+        let _shared = cache.share_lock()?;
         fs::create_dir_all(self.dir)?;
         self.tree.make()?;
         let (build, is_warm) = self.tree.build_dir(&self.kconfig.name())?;

@@ -7,13 +7,13 @@ use super::watch::{Running, console_path, events_path, last_said, watch};
 use super::{Boot, BootLog, Machine, MachineInfo, initramfs};
 use crate::failure::{Exit, Failure};
 use crate::kernel::Kernel;
-use crate::process::{Group, Task, status_words};
+use crate::process::{Group, Task, status_words, with_parent_death_signal};
 use anyhow::{Context, Result};
 use mount_storms::protocol::{GuestEvent, Job, PROTOCOL, Work};
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// The program.
@@ -116,7 +116,8 @@ impl Qemu {
         let files = BootFiles { kernel: &kernel.bzimage, initrd: &initrd, console: None, events: &events, disks: &[] };
         let mut command = Command::new(QEMU);
         command.args(arguments(self.accel, &self.topology, &files));
-        command.status().with_context(|| format!("cannot start {QEMU}"))
+        let mut bound = with_parent_death_signal(&command);
+        bound.stdin(Stdio::inherit()).status().with_context(|| format!("cannot start {QEMU}"))
     }
 }
 
