@@ -104,29 +104,24 @@ impl Running for RunningGuest {
 
 /// Copies the kernel's messages from now on into the console file.
 struct KernelLog {
-    /// `None` where reading is not allowed (containers).
-    source: Option<File>,
+    source: File,
     target: File,
 }
 
 impl KernelLog {
     fn open(target: &Path) -> Result<KernelLog> {
-        let mut target = File::create(target).with_context(|| format!("cannot write {}", target.display()))?;
+        let target = File::create(target).with_context(|| format!("cannot write {}", target.display()))?;
         let flags = OFlag::O_NONBLOCK.bits();
-        let source = OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg").ok();
+        let source = OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg");
         // SEEK_END of /dev/kmsg is the record after the last (kernel/printk/printk.c, devkmsg_llseek).
-        let source = source.and_then(|mut file| file.seek(SeekFrom::End(0)).is_ok().then_some(file));
-        if source.is_none() {
-            writeln!(target, "mountlab: /dev/kmsg cannot be read here: splats of this run are not seen")?;
-        }
-        Ok(KernelLog { source, target })
+        let source = source.and_then(|mut file| file.seek(SeekFrom::End(0)).map(|_| file));
+        Ok(KernelLog { source: source.map_err(|error| unseen(&error))?, target })
     }
 
     fn copy(&mut self) -> Result<()> {
-        let Some(source) = &mut self.source else { return Ok(()) };
         let mut record = [0; RECORD_BYTES];
         loop {
-            match source.read(&mut record) {
+            match self.source.read(&mut record) {
                 Ok(0) => return Ok(()),
                 Ok(size) => writeln!(self.target, "{}", shown_record(&String::from_utf8_lossy(&record[..size])))?,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -138,6 +133,15 @@ impl KernelLog {
             }
         }
     }
+}
+
+/// A run whose splats nobody sees has no oracle for them, and so no number.
+fn unseen(error: &std::io::Error) -> anyhow::Error {
+    let message = format!(
+        "/dev/kmsg cannot be read: {error}: a splat of this run would not be seen\n\
+         next: run it outside of a container, or in one that has CAP_SYSLOG and /dev/kmsg"
+    );
+    Failure::error(Exit::Unavailable, message)
 }
 
 /// A record of /dev/kmsg ("4,1234,5678901,-;text", Documentation/ABI/testing/dev-kmsg) as a serial console shows it with
@@ -171,6 +175,13 @@ mod tests {
         assert_eq!(shown_record(record), "<4>[    5.678901] WARNING: CPU: 0");
         // 12 is level 4 of facility 1: a program wrote it, not the kernel.
         assert_eq!(shown_record("12,1,2000000,-;BUG: says a program\n"), "<12>[    2.000000] BUG: says a program");
+    }
+
+    #[test]
+    fn a_run_whose_splats_nobody_sees_is_refused() {
+        let error = unseen(&std::io::Error::from_raw_os_error(nix::libc::EPERM));
+        assert_eq!(exit_code(&error), Exit::Unavailable);
+        assert!(error.to_string().contains("CAP_SYSLOG"), "{error}");
     }
 
     #[test]
