@@ -9,11 +9,15 @@ use crate::{bench, guest, machine, setup};
 use anyhow::Result;
 use std::path::Path;
 
-/// Boots the kernel with the console on this terminal; ends with the guest.
+/// Boots the kernel under tcg with the console on this terminal; ends with the guest.
 ///
 /// # Errors
-/// The kernel does not build, or QEMU does not start.
+/// Another machine was asked for, the kernel does not build, or QEMU does not start.
 pub fn boot(flags: &BootFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
+    if !matches!(flags.machine.machine.as_str(), "auto" | "tcg") {
+        let message = format!("--machine {}: the prompt is in a guest under tcg, nowhere else", flags.machine.machine);
+        return Err(Failure::error(Exit::Usage, message));
+    }
     setup::ensure(&flags.setup, events)?;
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };

@@ -59,7 +59,7 @@ pub struct MachineFlags {
     /// A file of vm-configs/, without `.toml` [default: smoke]
     #[arg(long, value_name = "NAME")]
     pub topology: Option<String>,
-    /// CPUs of the guest, instead of the topology's; `bench` takes a list [default there, if simulated: 1,8,32,64]
+    /// CPUs of the guest, instead of the topology's; `bench` takes a list [default there, if simulated and without --topology: 1,8,32,64]
     #[arg(long, value_delimiter = ',', value_name = "N,...", value_parser = clap::value_parser!(u32).range(1..=512))]
     pub cpus: Vec<u32>,
 }
@@ -170,7 +170,7 @@ pub struct TestFlags {
     /// Leave out the guests: unit tests, lints and series checks that need no kernel build
     #[arg(long)]
     pub no_guests: bool,
-    /// Run the suite in its guests and nothing else: for the loop of writing a trial
+    /// Leave out what needs no guest, and the self-check: only the suite, the selftests and the small storms
     #[arg(long, conflicts_with = "no_guests")]
     pub guests_only: bool,
     /// The kconfig fragment of the guests' kernels, on top of `base`
@@ -191,7 +191,7 @@ pub struct TestFlags {
     /// Leave out kernels of which the lane has kept all that is asked for, without a failure; mainline, the reference, is tested again
     #[arg(long, requires = "keep")]
     pub resume: bool,
-    /// Test the suite itself: boot each kernel of kernel-patches/mutants/ of this lane, say what killed it, write results/mutants.md
+    /// Test the suite itself: boot each kernel of kernel-patches/mutants/ that is for this lane, say what killed it, write results/mutants.md
     #[arg(long, conflicts_with_all = ["filter", "no_guests"])]
     pub mutants: bool,
     /// The kernel that the mistakes are made in: mainline, or one of kernels.toml with a series; its own table is results/mutants-KERNEL.md
