@@ -4,7 +4,7 @@ use crate::shell;
 use anyhow::{Context, Result, ensure};
 use mount_storms::events::Events;
 use mount_storms::load;
-use mount_storms::protocol::{GuestEvent, JOB_PATH, Job, PROTOCOL, SuiteJob, Work};
+use mount_storms::protocol::{GuestEvent, JOB_PATH, Job, PROTOCOL, STORM_STAGE, SuiteJob, Work};
 use mount_storms::selftest;
 use mount_storms::storage::{BASE, Devices, mount_tmpfs};
 use mount_storms::storm;
@@ -67,7 +67,10 @@ fn do_job(path: &Path, devices: Devices, events: &Events) -> Result<(), Stopped>
     events.send(&hello().map_err(at("saying hello"))?);
     match &job.work {
         Work::Hello => Ok(()),
-        Work::Storm(storm) => storm::run(storm, job.seed, devices, events).map_err(at("storm")),
+        Work::Storm(storm) => storm::run(storm, job.seed, devices, events).map_err(|stopped| match stopped {
+            storm::Stopped::Preparing(error) => at("preparing a storm")(error),
+            storm::Stopped::Storming(error) => at(STORM_STAGE)(error),
+        }),
         Work::Suite(suite) => run_suite(suite, events).map_err(at("suite")),
         Work::Load(loads) => load::run(loads, events).map_err(at("load")),
         Work::Shell => shell::run(devices).map_err(at("shell")),

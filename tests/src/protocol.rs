@@ -366,6 +366,10 @@ pub enum GuestEvent {
     },
 }
 
+/// [`GuestEvent::Failed::stage`] of a storm that could be begun: a call of it failed, or what it left behind was in the way. Such a kernel
+/// does not do what containerd needs, which is another thing than a guest that cannot work.
+pub const STORM_STAGE: &str = "storm";
+
 /// One timed iteration of one storm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {

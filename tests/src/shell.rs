@@ -63,7 +63,8 @@ fn prompt(devices: Devices) -> Result<()> {
 fn obey(word: &str, devices: Devices) -> Result<()> {
     match word {
         "" => {}
-        "storm" => storm::run(&small_storm(), 1, devices, &Events::to_file(Path::new("/proc/self/fd/1"))?)?,
+        "storm" => storm::run(&small_storm(), 1, devices, &Events::to_file(Path::new("/proc/self/fd/1"))?)
+            .map_err(storm::Stopped::error)?,
         "mounts" => print!("{}", fs::read_to_string("/proc/self/mountinfo")?),
         "dmesg" => dmesg()?,
         "help" => println!("{HELP}"),

@@ -25,76 +25,112 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What ended a job of storms before its end.
+#[derive(Debug)]
+pub enum Stopped {
+    /// Nothing was stormed yet: the job is wrong, or the machine lacks something.
+    Preparing(anyhow::Error),
+    /// A call of the storm failed, or what it left behind was in the way.
+    Storming(anyhow::Error),
+}
+
+impl Stopped {
+    /// What failed.
+    pub fn error(self) -> anyhow::Error {
+        match self {
+            Stopped::Preparing(error) | Stopped::Storming(error) => error,
+        }
+    }
+}
+
 /// Runs all storms of a job and sends a sample per timed iteration.
 ///
 /// # Errors
 /// The storm that could not be run, and the call that failed.
-pub fn run(job: &StormJob, seed: u64, devices: Devices, events: &Events) -> Result<()> {
-    ensure!(!job.points.is_empty() && job.iterations > 0, "the job has no storm, or no iteration, to run");
-    descriptors::make_room()?;
+pub fn run(job: &StormJob, seed: u64, devices: Devices, events: &Events) -> Result<(), Stopped> {
+    let has_work = || {
+        ensure!(!job.points.is_empty() && job.iterations > 0, "the job has no storm, or no iteration, to run");
+        descriptors::make_room()
+    };
+    has_work().map_err(Stopped::Preparing)?;
     heap::keep();
     let per_point = u64::from(job.warmup_iterations) + u64::from(job.iterations);
     let mut progress = Progress { events, done: 0, total: per_point * job.points.len() as u64 };
     for point in &job.points {
-        run_point(point, job, seed, devices, &mut progress).with_context(|| described(point))?;
+        let ready = Ready::of(point, job, seed, devices).with_context(|| described(point));
+        let stormed = ready.map_err(Stopped::Preparing)?.storm(point, job, devices, &mut progress);
+        stormed.with_context(|| described(point)).map_err(Stopped::Storming)?;
     }
     Ok(())
 }
 
-fn run_point(
-    point: &StormPoint,
-    job: &StormJob,
-    seed: u64,
-    devices: Devices,
-    progress: &mut Progress<'_>,
-) -> Result<()> {
-    ensure!(
-        point.threads > 0 && point.containers > 0 && point.layers > 0,
-        "a storm needs threads, containers and layers"
-    );
-    let ground = Ground::mount(point.storage, point.propagation, devices)?;
-    let surroundings = job.surroundings;
-    let peers = (0..surroundings.peer_namespaces).map(|_| Peer::unshare(ground.path())).collect::<Result<Vec<_>>>()?;
-    let recorded = surroundings.ledger == LedgerKind::Full;
-    let workload = workload::of_point(point, seed, job.manner, recorded, ground.path());
-    workload.prepare()?;
-    progress.send();
-    let mut storm = Storm {
-        point,
-        workload: &*workload,
-        verdicts: Verdicts::default(),
-        busy: 0,
-        leaked: 0,
-        readers: Readers { who: &job.readers, period: Duration::from_micros(u64::from(job.reader_period_us)) },
-        mount_table: &mount_tree::read,
-        ledger: Ledger::open(surroundings.ledger, point.propagation, &peers)?,
-        leaks: Some(LeakWatch::new(Bound::of_this_machine(devices))),
-    };
-    for _ in 0..job.warmup_iterations {
-        // What an oracle finds now counts for the first timed iteration.
-        storm.iteration(0, Marks::None, progress)?;
-        progress.advance();
+/// What a storm happens on.
+struct Ready {
+    workload: Box<dyn Workload>,
+    peers: Vec<Peer>,
+    ground: Ground,
+}
+
+impl Ready {
+    fn of(point: &StormPoint, job: &StormJob, seed: u64, devices: Devices) -> Result<Ready> {
+        ensure!(
+            point.threads > 0 && point.containers > 0 && point.layers > 0,
+            "a storm needs threads, containers and layers"
+        );
+        let ground = Ground::mount(point.storage, point.propagation, devices)?;
+        let surroundings = job.surroundings;
+        let peers =
+            (0..surroundings.peer_namespaces).map(|_| Peer::unshare(ground.path())).collect::<Result<Vec<_>>>()?;
+        let recorded = surroundings.ledger == LedgerKind::Full;
+        let workload = workload::of_point(point, seed, job.manner, recorded, ground.path());
+        workload.prepare()?;
+        Ok(Ready { workload, peers, ground })
     }
-    for iteration in 0..job.iterations {
-        let measured = storm.iteration(iteration, Marks::Region, progress)?;
-        progress.events.send(&GuestEvent::Sample(storm.judged(measured)));
-        progress.advance();
+
+    fn storm(self, point: &StormPoint, job: &StormJob, devices: Devices, progress: &mut Progress<'_>) -> Result<()> {
+        let Ready { workload, peers, ground } = self;
+        progress.send();
+        let mut storm = Storm {
+            point,
+            workload: &*workload,
+            verdicts: Verdicts::default(),
+            busy: 0,
+            leaked: 0,
+            readers: Readers { who: &job.readers, period: Duration::from_micros(u64::from(job.reader_period_us)) },
+            mount_table: &mount_tree::read,
+            ledger: Ledger::open(job.surroundings.ledger, point.propagation, &peers)?,
+            leaks: Some(LeakWatch::new(Bound::of_this_machine(devices))),
+        };
+        for _ in 0..job.warmup_iterations {
+            // What an oracle finds now counts for the first timed iteration.
+            storm.iteration(0, Marks::None, progress)?;
+            progress.advance();
+        }
+        for iteration in 0..job.iterations {
+            let measured = storm.iteration(iteration, Marks::Region, progress)?;
+            progress.events.send(&GuestEvent::Sample(storm.judged(measured)));
+            progress.advance();
+        }
+        if storm.busy > 0 {
+            progress.events.note(format!("{}: {} umounts were busy and made again", described(point), storm.busy));
+        }
+        if storm.leaked > 0 {
+            progress.events.note(format!(
+                "{}: {} mounts leaked, as this containerd does",
+                described(point),
+                storm.leaked
+            ));
+        }
+        drop(storm);
+        drop(workload);
+        // Their copies of the storm's mount hold its file system.
+        drop(peers);
+        if let Some(device) = ground.unmount()? {
+            let device = device.display();
+            progress.events.note(format!("{}: {device} was free as soon as it was unmounted", described(point)));
+        }
+        Ok(())
     }
-    if storm.busy > 0 {
-        progress.events.note(format!("{}: {} umounts were busy and made again", described(point), storm.busy));
-    }
-    if storm.leaked > 0 {
-        progress.events.note(format!("{}: {} mounts leaked, as this containerd does", described(point), storm.leaked));
-    }
-    drop(storm);
-    drop(workload);
-    // Their copies of the storm's mount hold its file system.
-    drop(peers);
-    if let Some(device) = ground.unmount()? {
-        let device = device.display();
-        progress.events.note(format!("{}: {device} was free as soon as it was unmounted", described(point)));
-    }
-    Ok(())
 }
 
 /// Takes down what containerd would have left behind for good; returns what it was. Not part of the storm.

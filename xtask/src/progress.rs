@@ -111,7 +111,7 @@ fn seconds(elapsed: Duration) -> String {
 fn end_words(end: &End) -> String {
     match end {
         End::Finished => "done".into(),
-        End::GuestFailed(how) => format!("FAILED ({how})"),
+        End::GuestFailed(how) | End::StormFailed(how) => format!("FAILED ({how})"),
         End::Panic(line) => format!("PANIC ({line})"),
         End::Splat(lines) => format!("SPLAT ({})", lines.first().map_or("", String::as_str)),
         End::Hang(how) => format!("HANG ({how})"),

@@ -115,6 +115,8 @@ pub enum End {
     Finished,
     /// The guest said that it could not do its job.
     GuestFailed(String),
+    /// The guest said that a call of a storm failed, or that what the storm left behind was in the way.
+    StormFailed(String),
     /// The kernel panicked; the line that says so.
     Panic(String),
     /// The console shows something that the splat policy does not allow; the lines.

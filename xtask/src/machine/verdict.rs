@@ -15,6 +15,8 @@ pub enum Seen {
     Done,
     /// The guest's last line was `Failed`; what it said.
     Failed(String),
+    /// The same of a storm that had begun.
+    StormFailed(String),
     /// A panic appeared on the console.
     Panicked,
     /// The machine ended by itself; how.
@@ -35,12 +37,13 @@ pub fn judge(seen: Seen, events: &[GuestEvent], console: &str) -> End {
     }
     let splats = console::judge(console);
     match seen {
-        Seen::Done | Seen::Failed(_) if !splats.is_empty() => End::Splat(splats),
+        Seen::Done | Seen::Failed(_) | Seen::StormFailed(_) if !splats.is_empty() => End::Splat(splats),
         Seen::Done if !said_hello(events) => {
             End::GuestFailed("it was done without a hello: which kernel ran is unknown".into())
         }
         Seen::Done => End::Finished,
         Seen::Failed(how) => End::GuestFailed(how),
+        Seen::StormFailed(how) => End::StormFailed(how),
         Seen::Silent(limit) => End::Hang(format!("{limit}; {}", last_words(console, &splats))),
         Seen::Ended(how) => End::Died(format!("{how}; {}", last_words(console, &splats))),
         // The console line that was taken for a panic is judged above; it cannot be missing here but for a changed policy.
@@ -69,6 +72,9 @@ impl BootLog {
         let (exit, what) = match &self.end {
             End::Finished => return None,
             End::GuestFailed(how) => (Exit::Unavailable, format!("the guest could not do its job: {how}")),
+            End::StormFailed(how) => {
+                (Exit::Oracle, format!("the storm could not be made as containerd makes it: {how}"))
+            }
             End::Panic(line) => (Exit::GuestPanic, format!("the guest's kernel panicked: {line}")),
             End::Splat(lines) => (Exit::GuestSplat, format!("the guest's console is not clean:\n{}", shown(lines))),
             End::Hang(how) => (Exit::GuestHang, format!("the guest hangs: {how}")),
@@ -140,6 +146,7 @@ mod tests {
         };
         assert_eq!(exit(End::Finished), None);
         assert_eq!(exit(End::GuestFailed("x".into())), Some(Exit::Unavailable));
+        assert_eq!(exit(judge(Seen::StormFailed("EBUSY".into()), &hello(), CLEAN)), Some(Exit::Oracle));
         assert_eq!(exit(End::Panic("x".into())), Some(Exit::GuestPanic));
         assert_eq!(exit(End::Splat(vec!["x".into()])), Some(Exit::GuestSplat));
         assert_eq!(exit(End::Hang("x".into())), Some(Exit::GuestHang));

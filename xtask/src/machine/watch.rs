@@ -6,7 +6,7 @@ use super::{Boot, BootLog, Limits};
 use crate::failure::{Exit, Failure};
 use crate::process::{POLL, interrupted};
 use anyhow::Result;
-use mount_storms::protocol::{CONSOLE_PREFIX, GuestEvent, PROTOCOL};
+use mount_storms::protocol::{CONSOLE_PREFIX, GuestEvent, PROTOCOL, STORM_STAGE};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -180,6 +180,7 @@ impl<'a> Watcher<'a> {
     fn note_last_word(&mut self, event: &GuestEvent) {
         let word = match event {
             GuestEvent::Done => Seen::Done,
+            GuestEvent::Failed { stage, error } if stage == STORM_STAGE => Seen::StormFailed(error.clone()),
             GuestEvent::Failed { stage, error } => Seen::Failed(format!("{stage}: {error}")),
             _ => return,
         };

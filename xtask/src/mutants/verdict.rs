@@ -92,6 +92,7 @@ pub fn killer(log: &BootLog, splats: &[String]) -> anyhow::Result<Option<(Killer
         End::Panic(line) => Some((Killer::Panic, ended_in(splats.first().unwrap_or(line)))),
         End::Splat(lines) => Some((Killer::Splat, one_line(&lines.join(" | ")))),
         End::Hang(how) => Some((Killer::Hang, ended_in(how))),
+        End::StormFailed(how) => Some((Killer::Oracle, one_line(how))),
         End::GuestFailed(how) => Some((Killer::Guest, one_line(how))),
         End::Died(_) | End::Interrupted => return Err(log.failure().unwrap_or_else(|| anyhow::anyhow!("stopped"))),
     })
@@ -174,6 +175,7 @@ mod tests {
         assert_eq!(found(End::Hang("silent".into())), (Killer::Hang, "in c::d: silent".into()));
         assert_eq!(found(End::Splat(vec!["a".into(), "b".into()])), (Killer::Splat, "a | b".into()));
         assert_eq!(found(End::GuestFailed("no proc".into())).0, Killer::Guest);
+        assert_eq!(found(End::StormFailed("umount: EBUSY".into())), (Killer::Oracle, "umount: EBUSY".into()));
     }
 
     #[test]
