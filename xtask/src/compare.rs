@@ -1,6 +1,7 @@
 //! Judging: from the samples of a run to ratios with intervals and verdicts. Reads values, boots nothing.
 
 use crate::failure::{Exit, Failure};
+use crate::kernel::Kernel;
 use crate::results::{Arm, Manifest, Run, StoredSample};
 use crate::stats::{mean, ratio_ci95};
 use anyhow::{Context, Result};
@@ -134,10 +135,24 @@ pub fn of_two_runs(first: &Run, second: &Run) -> Result<(Run, Comparison)> {
     let of_second = second.samples.iter().filter(|sample| sample.arm == Arm::Baseline);
     let renamed = of_second.map(|sample| StoredSample { arm: Arm::Candidate, ..sample.clone() });
     let samples: Vec<StoredSample> = of_first.chain(renamed).collect();
-    let manifest = Manifest { candidate: Some(b.baseline.clone()), ..a.clone() };
+    let [baseline, candidate] = told_apart([a.baseline.clone(), b.baseline.clone()]);
+    let manifest = Manifest { baseline, candidate: Some(candidate), ..a.clone() };
     let both = Run { samples, manifest, dir: first.dir.clone() };
     let comparison = judged(&both)?;
     Ok((both, comparison))
+}
+
+/// Two kernels under names that differ: on a host both are called "running".
+fn told_apart([mut one, mut other]: [Kernel; 2]) -> [Kernel; 2] {
+    if one.name == other.name {
+        let is_same = one.release == other.release;
+        let word = |kernel: &Kernel| if is_same { "2nd run".to_owned() } else { kernel.release.clone() };
+        other.name = format!("{}, {}", other.name, word(&other));
+        if !is_same {
+            one.name = format!("{}, {}", one.name, word(&one));
+        }
+    }
+    [one, other]
 }
 
 /// A run that lacks boots has no comparison: what is missing is not missing by chance.
@@ -448,6 +463,13 @@ mod tests {
         let of_candidate = both.samples.iter().filter(|stored| stored.arm == Arm::Candidate);
         let of_second = second.samples.iter().filter(|stored| stored.arm == Arm::Baseline);
         assert!(of_candidate.map(|stored| &stored.sample).eq(of_second.map(|stored| &stored.sample)));
+        let names = |one: &str, other: &str| {
+            let running =
+                |release: &str| Kernel { name: "running".into(), release: release.into(), ..Kernel::default() };
+            told_apart([running(one), running(other)]).map(|kernel| kernel.name)
+        };
+        assert_eq!(names("7.3.4", "7.3.4-fix"), ["running, 7.3.4", "running, 7.3.4-fix"]);
+        assert_eq!(names("7.3.4", "7.3.4"), ["running", "running, 2nd run"]);
         second.samples.retain(|stored| stored.arm == Arm::Control);
         assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("--resume"));
         assert!(of_two_runs(&second, &first).unwrap_err().to_string().contains("--resume"));
