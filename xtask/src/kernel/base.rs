@@ -24,7 +24,7 @@ pub struct BaseTree {
     pub version: String,
     /// Where it came from, for a person.
     pub origin: String,
-    /// Hash of the tree's file list and of the checked files: two trees of one digest build the same kernel.
+    /// Hash of the tree: two trees of one digest build the same kernel.
     pub digest: String,
 }
 
@@ -59,7 +59,10 @@ pub fn install(base: &Base, cache: &Cache, origin: &str, fill: impl FnOnce(&Path
     fs::create_dir(&tree)?;
     fill(&tree).map_err(or_no_space)?;
     verify(base, &tree)?;
-    let stamp = Stamp { origin: origin.to_owned(), digest: tree_digest(base, &tree)? };
+    let (digest, unknown) = tree_digest(base, &tree)?;
+    // Whoever trusts that origin puts the hash into kernels.toml.
+    let remark = unknown.map(|content| format!(" (its content {content} is not among base.trees of kernels.toml)"));
+    let stamp = Stamp { origin: format!("{origin}{}", remark.unwrap_or_default()), digest };
     fs::write(unfinished.path().join("origin.json"), serde_json::to_string_pretty(&stamp)?)?;
     let slot = slot(base, cache);
     if slot.exists() {
@@ -128,12 +131,32 @@ pub fn version(makefile: &str) -> Option<String> {
     Some(format!("{version}.{patchlevel}.{sublevel}{}", value("EXTRAVERSION").unwrap_or_default()))
 }
 
-/// Hash of the list of files with their sizes, and of the checked files' content. Packagers add and change files; reading
-/// all 1.5 GB of content to see it would take longer than unpacking.
-fn tree_digest(base: &Base, tree: &Path) -> Result<String> {
-    let mut parts = vec![list(tree, &|_| true, &|metadata| metadata.len().to_string())?];
+/// Hash of the list of files with their sizes, and of the checked files' content; of a tree that is none of the known ones, of all of its
+/// content as well, which is told then. Packagers add and change files, and somebody may have changed one before giving the tree with
+/// `--source`.
+fn tree_digest(base: &Base, tree: &Path) -> Result<(String, Option<String>)> {
+    let files = list(tree, &|_| true, &|metadata| metadata.len().to_string())?;
+    let content = content_digest(tree, &files)?;
+    let unknown = (!base.trees.contains(&content)).then_some(content);
+    let mut parts = vec![files];
     parts.extend(base.files.values().cloned());
-    Ok(digest::of_parts(parts.iter().map(String::as_str)))
+    parts.extend(unknown.clone());
+    Ok((digest::of_parts(parts.iter().map(String::as_str)), unknown))
+}
+
+/// Hash of all files' content, and of where links lead. `files` is the tree's list.
+fn content_digest(tree: &Path, files: &str) -> Result<String> {
+    let one = |line: &str| -> Result<String> {
+        let name = line.rsplit_once(' ').map_or(line, |(name, _)| name);
+        let path = tree.join(name);
+        let content = match fs::read_link(&path) {
+            Ok(target) => target.display().to_string(),
+            Err(_) => digest::of_file(&path)?,
+        };
+        Ok(format!("{name} {content}"))
+    };
+    let all = files.lines().map(one).collect::<Result<Vec<_>>>()?;
+    Ok(digest::of_parts(all.iter().map(String::as_str)))
 }
 
 /// One line per file below `dir`, sorted: its path, and what `say` says of it. `wanted` decides about top-level entries.
@@ -177,7 +200,7 @@ pub mod tests {
     pub fn fixture() -> Base {
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let files = [("fs/a.c".to_owned(), hash.to_owned())].into();
-        Base { version: "7.3.4".into(), unpacked_mib: 1, sources: Vec::new(), files }
+        Base { version: "7.3.4".into(), unpacked_mib: 1, sources: Vec::new(), trees: Default::default(), files }
     }
 
     /// Writes the tree of [`fixture`].
@@ -223,7 +246,8 @@ pub mod tests {
         assert_eq!(exit_code(&error), Exit::WrongBase);
         assert_eq!(names(dir.path()).unwrap(), ["lock"]);
         let tree = install(&fixture(), &cache, "a test", fill).unwrap();
-        assert_eq!((tree.origin.as_str(), names(dir.path()).unwrap().len()), ("a test", 2));
+        assert!(tree.origin.starts_with("a test (its content "), "{}", tree.origin);
+        assert_eq!(names(dir.path()).unwrap().len(), 2);
         assert_eq!(cached(&fixture(), &cache).unwrap().unwrap().digest, tree.digest);
     }
 
@@ -234,6 +258,22 @@ pub mod tests {
         assert_eq!(names(dir.path()).unwrap().len(), 2);
         sweep(&cache);
         assert_eq!(names(dir.path()).unwrap(), ["lock"]);
+    }
+
+    #[test]
+    fn the_digest_sees_a_change_that_keeps_the_size() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path()).unwrap();
+        std::os::unix::fs::symlink("a.c", dir.path().join("fs/b.c")).unwrap();
+        let changed = dir.path().join("fs/other.c");
+        fs::write(&changed, "x = 1;").unwrap();
+        let before = tree_digest(&fixture(), dir.path()).unwrap();
+        let known = Base { trees: before.1.clone().into_iter().collect(), ..fixture() };
+        let of_known = tree_digest(&known, dir.path()).unwrap();
+        assert!(of_known.1.is_none() && of_known.0 != before.0);
+        fs::write(&changed, "x = 2;").unwrap();
+        let changed = tree_digest(&known, dir.path()).unwrap();
+        assert!(changed.1.is_some() && changed.0 != of_known.0 && changed.0 != before.0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::series;
 use crate::failure::{Exit, Failure};
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,10 @@ pub struct Base {
     /// Where it may come from, in order.
     #[serde(rename = "source")]
     pub sources: Vec<Source>,
+    /// Hashes of all content of the trees that packagers ship as this version. What a kernel is called does not depend on which one it is
+    /// built from any more than their lists of files do.
+    #[serde(default)]
+    pub trees: BTreeSet<String>,
     /// SHA-256 of each file that the series may touch, by path.
     pub files: BTreeMap<String, String>,
 }
