@@ -190,14 +190,6 @@ fn judged(run: &Run) -> Result<Comparison> {
     Ok(comparison)
 }
 
-impl Comparison {
-    /// Whether figures of a storm may be shown: those of one that is withheld are not, anywhere.
-    pub fn is_published(&self, point: &StormPoint) -> bool {
-        let start = format!("{}:", name(point));
-        !self.withheld.iter().any(|why| why.starts_with(&start))
-    }
-}
-
 /// A storm in words.
 pub fn name(point: &StormPoint) -> String {
     let StormPoint { profile, storage, propagation, cpus, threads, containers, layers, .. } = point;
@@ -351,6 +343,12 @@ fn decoded(latency: &Latency) -> Result<Histogram<u64>> {
 }
 
 impl Comparison {
+    /// Whether figures of a storm may be shown: those of one that is withheld are not, anywhere.
+    pub fn is_published(&self, point: &StormPoint) -> bool {
+        let start = format!("{}:", name(point));
+        !self.withheld.iter().any(|why| why.starts_with(&start))
+    }
+
     /// The exit code that a script sees: withheld before slower before undecided. A control alone decides nothing.
     pub fn exit(&self) -> Exit {
         let any = |verdict| self.rows.iter().any(|row| row.metric == MAIN_METRIC && row.verdict == verdict);

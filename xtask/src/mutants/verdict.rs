@@ -34,9 +34,7 @@ impl Verdict {
             _ => None,
         }
     }
-}
 
-impl Verdict {
     /// Whether it was killed by what a guest that is slow, or cannot work on any kernel, shows as well.
     pub fn needs_whole_run(&self) -> bool {
         matches!(self, Verdict::Killed { by: Killer::Oracle | Killer::Hang | Killer::Guest, .. })
