@@ -151,7 +151,7 @@ fn event_port(path: &Path) -> Vec<String> {
         "-device",
         "virtio-serial-pci",
         "-chardev",
-        &format!("file,id=events,path={}", path.display()),
+        &format!("file,id=events,path={}", in_option(path)),
         // Events have a channel of their own: a line on the console can be cut in two by a kernel message.
         "-device",
         &format!("virtserialport,chardev=events,name={EVENT_PORT}"),
@@ -163,11 +163,16 @@ fn virtio_disk(disk: &Disk) -> Vec<String> {
     words([
         "-drive",
         // cache=unsafe: the disk is thrown away after the boot, so a flush to the host's disk would only measure the host's disk.
-        &format!("file={},if=none,id={serial},format=raw,cache=unsafe", path.display()),
+        &format!("file={},if=none,id={serial},format=raw,cache=unsafe", in_option(path)),
         "-device",
         // The guest finds its disk by the serial number: the order of /dev/vda and /dev/vdb is the kernel's.
         &format!("virtio-blk-pci,drive={serial},serial={serial}"),
     ])
+}
+
+/// A path within an option of QEMU, where a comma ends a value and two are one (util/qemu-option.c, get_opt_value()).
+pub fn in_option(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 fn kernel(accel: Accel, files: &BootFiles<'_>) -> Vec<String> {
@@ -233,6 +238,12 @@ mod tests {
         for part in parts {
             assert!(args.contains(part), "{part} is missing in: {args}");
         }
+    }
+
+    #[test]
+    fn a_comma_in_a_path_ends_no_option() {
+        assert_eq!(in_option(Path::new("/a,b/c")), "/a,,b/c");
+        assert!(event_port(Path::new("/a,b")).contains(&"file,id=events,path=/a,,b".to_owned()));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a boot is to tell besides its times: the files by which the simulator is asked, and in which it answers.
 
+use crate::machine::qemu_args::in_option;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,9 +30,9 @@ impl Evidence {
     pub fn arguments(&self, mips: u64) -> String {
         let stacks = self.period_ns.map(|ns| {
             let period = (ns * mips / 1000).max(1);
-            format!(",profile={},period={period}", self.stacks.display())
+            format!(",profile={},period={period}", in_option(&self.stacks))
         });
-        format!(",symbols={}{}", self.symbols.display(), stacks.unwrap_or_default())
+        format!(",symbols={}{}", in_option(&self.symbols), stacks.unwrap_or_default())
     }
 
     /// The stacks of a boot that has ended, as the simulator folded them.

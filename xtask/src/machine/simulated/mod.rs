@@ -13,11 +13,12 @@ pub use summary::Waits;
 pub use summary::{Region, Summary};
 
 use super::qemu::boot_qemu;
-use super::qemu_args::{Accel, arguments};
+use super::qemu_args::{Accel, arguments, in_option};
 use super::topology::Topology;
 use super::{Boot, BootLog, Machine, MachineInfo, Setting};
 use crate::cache::Cache;
 use crate::event::Events;
+use crate::failure::{Exit, Failure};
 use anyhow::Result;
 use mount_storms::protocol::GuestEvent;
 use program::Program;
@@ -56,16 +57,17 @@ impl Simulated {
             topology: topology.name.clone(),
             simulated: true,
         };
+        loadable(&library)?;
         Ok(Simulated { program, library, model, topology: topology.clone(), info })
     }
 
     /// The simulator as QEMU's plugin: `FILE,ARGUMENT=VALUE...`.
     fn plugin(&self, boot: &Boot<'_>, summary: &Path) -> String {
         let words = [
-            self.library.display().to_string(),
+            in_option(&self.library),
             self.model.arguments(),
             format!("seed={}", boot.machine_seed),
-            format!("summary={}", summary.display()),
+            format!("summary={}", in_option(summary)),
         ];
         words.join(",") + &boot.evidence.map(|evidence| evidence.arguments(self.model.mips)).unwrap_or_default()
     }
@@ -75,6 +77,18 @@ impl Simulated {
         command.args(machine).arg("-plugin").arg(self.plugin(boot, summary));
         command
     }
+}
+
+/// LD_PRELOAD ends a name at a space or a colon, and knows no way to quote one (ld.so(8)).
+fn loadable(library: &Path) -> Result<()> {
+    let path = library.display().to_string();
+    if !path.contains([' ', ':']) {
+        return Ok(());
+    }
+    let message = format!(
+        "{path} cannot be loaded into QEMU: LD_PRELOAD takes no path with a space or a colon\nnext: move the checkout"
+    );
+    Err(Failure::error(Exit::Usage, message))
 }
 
 /// Makes sure that a QEMU is there.
@@ -102,5 +116,18 @@ impl Machine for Simulated {
         // A machine that died has none; how it died is the log's to say.
         log.summary = if log.failure().is_none() { Some(Summary::read(&summary)?) } else { None };
         Ok(log)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::exit_code;
+
+    #[test]
+    fn a_path_that_cannot_be_preloaded_is_said() {
+        assert!(loadable(Path::new("/a,b/libsimulator.so")).is_ok());
+        assert_eq!(exit_code(&loadable(Path::new("/my lab/libsimulator.so")).unwrap_err()), Exit::Usage);
+        assert!(loadable(Path::new("/a:b/libsimulator.so")).unwrap_err().to_string().contains("next: move"));
     }
 }
