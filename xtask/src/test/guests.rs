@@ -111,7 +111,7 @@ fn keeper(flags: &TestFlags, workshop: &Workshop<'_>, subjects: &[Subject], even
     let mut current = Current::default();
     let lanes = LANES.iter().copied().filter(|lane| *lane != flags.lane).chain([flags.lane.as_str()]);
     for lane in lanes {
-        for name in workshop.prefixes("patched")?.into_iter().chain(["patched".to_owned()]) {
+        for name in workshop.prefixes("patched")?.into_iter().chain(["mainline", "patched"].map(str::to_owned)) {
             let key = workshop.key(&name, &["base", lane], &mut *events)?;
             current.0.insert((lane.to_owned(), name), key);
         }
