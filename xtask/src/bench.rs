@@ -323,6 +323,17 @@ mod tests {
     use clap::Parser;
 
     #[test]
+    fn a_run_goes_on_with_its_own_machine_and_says_when_mountlab_is_another() {
+        let before = results::fixture::run(&[]).manifest.machine;
+        let found = |version: &str| MachineInfo { cpus: 64, version: version.into(), ..before.clone() };
+        assert!(same_machine(&before, &found("")).is_ok());
+        assert!(same_machine(&before, &found("QEMU 9")).unwrap_err().to_string().contains("next: start a new bench"));
+        assert_eq!(other_checkout("0123", "0123"), None);
+        assert!(other_checkout("0123-dirty", "0123-dirty").is_some(), "nobody knows whether the changes are the same");
+        assert!(other_checkout("0123", "4567").unwrap().contains("begun with mountlab 0123"));
+    }
+
+    #[test]
     fn a_checkout_is_dirty_by_changes_and_not_by_results() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();

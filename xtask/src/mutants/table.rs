@@ -140,15 +140,17 @@ impl Findings {
 
     /// Trials that killed in this lane and were not yet held against the kernel that is not broken.
     pub fn unconfirmed(&self, lane: &str) -> BTreeSet<String> {
-        let open = self.findings.iter().filter(|finding| !finding.confirmed && finding.lane == lane);
-        open.filter_map(|finding| finding.verdict.trial()).map(str::to_owned).collect()
+        self.open(lane).filter_map(|finding| finding.verdict.trial()).map(str::to_owned).collect()
+    }
+
+    fn open(&self, lane: &str) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(move |finding| !finding.confirmed && finding.lane == lane)
     }
 
     /// Whether something else than a trial or the kernel's own word has killed in this lane, and was not yet held against the kernel that is
     /// not broken.
     pub fn doubts(&self, lane: &str) -> bool {
-        let open = self.findings.iter().filter(|finding| !finding.confirmed && finding.lane == lane);
-        open.into_iter().any(|finding| finding.verdict.needs_whole_run())
+        self.open(lane).any(|finding| finding.verdict.needs_whole_run())
     }
 
     /// Holds the findings of a lane against what the kernel that is not broken showed of their trials.
