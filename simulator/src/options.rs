@@ -2,7 +2,7 @@
 
 use crate::ring::Ticks;
 
-/// What the machine is to be. Defaults and their sources are in vm-configs/simulated.toml.
+/// What the machine is to be. Defaults and their sources are in vm-configs/simulated/model.toml.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Length of a window in instructions: what one vCPU does is seen by the others at most so much too early or late.

@@ -12,7 +12,7 @@ use crate::region::{Mark, Region, Snapshot, Waits, mark};
 use crate::report::Summary;
 use crate::spin::{self, Spin};
 use crate::symbols::Symbols;
-use crate::watch::Look;
+use crate::watch::{Executed, Look};
 use libc::{c_char, c_int, c_uint, c_void};
 use qemu_plugin_sys as qemu;
 use std::cell::UnsafeCell;
@@ -33,6 +33,8 @@ struct Line {
     pauses: u64,
     paused: u64,
     tsc_reads: u64,
+    /// Instructions in blocks that tell their loads and stores.
+    told: u64,
 }
 
 struct Plugin {
@@ -237,6 +239,10 @@ unsafe extern "C" fn on_translation(_id: qemu::qemu_plugin_id_t, block: *mut qem
         }
         let add = qemu::qemu_plugin_op::QEMU_PLUGIN_INLINE_ADD_U64;
         qemu::qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, add, ticks(), count as u64);
+        if spins {
+            let told = entry(std::mem::offset_of!(Line, told));
+            qemu::qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, add, told, count as u64);
+        }
         qemu::qemu_plugin_register_vcpu_tb_exec_cond_cb(
             block,
             Some(on_window),
@@ -255,17 +261,24 @@ const NEAR: usize = 128;
 /// x86-64's pages.
 const PAGE: usize = 4096;
 
-/// Whether a block may be part of a loop that waits: a `pause` is near its first instruction, in the same page.
+/// Where the kernel's image is mapped (Documentation/arch/x86/x86_64/mm.rst): it lies in one piece in the guest's memory, which is one in the
+/// host's.
+const KERNEL_IMAGE: std::ops::Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_a000_0000;
+
+/// Whether a block may be part of a loop that waits: a `pause` is near its first instruction, outside of the kernel in the same page.
 unsafe fn is_near_pause(first: *const qemu::qemu_plugin_insn) -> bool {
-    // SAFETY: the instruction lives until the translation callback returns; QEMU has just read it from this address of the host, and
-    // guest pages are whole in the host.
+    // SAFETY: the instruction lives until the translation callback returns; QEMU has just read it from this address of the host, guest
+    // pages are whole in the host, and the kernel's image neither begins nor ends where the guest's memory does.
     unsafe {
         let at = qemu::qemu_plugin_insn_haddr(first) as usize;
         if at == 0 {
             return false;
         }
         let page = at & !(PAGE - 1);
-        let (begin, end) = (at.saturating_sub(NEAR).max(page), (at + NEAR).min(page + PAGE));
+        let (mut begin, mut end) = (at.saturating_sub(NEAR), at + NEAR);
+        if !KERNEL_IMAGE.contains(&qemu::qemu_plugin_insn_vaddr(first)) {
+            (begin, end) = (begin.max(page), end.min(page + PAGE));
+        }
         let bytes = std::slice::from_raw_parts(begin as *const u8, end - begin);
         bytes.windows(2).any(|pair| pair == [0xf3, 0x90])
     }
@@ -354,11 +367,12 @@ unsafe fn count_instruction(instruction: *mut qemu::qemu_plugin_insn) {
 const OUTSIDE: u64 = 20;
 
 unsafe extern "C" fn on_pause(vcpu: c_uint, address: *mut c_void) {
+    machine().settle();
+    let executed = Executed { all: instructions_of(vcpu), told: get(std::mem::offset_of!(Line, told), vcpu as usize) };
     let (plugin, machine) = (plugin(), machine());
-    machine.settle();
     let clock = machine.ring.clock(machine.current());
     let most = plugin.options.spin * if plugin.begin.is_some() { 1 } else { OUTSIDE };
-    let parks = machine.watches[vcpu as usize].pause();
+    let parks = machine.watches[vcpu as usize].pause(executed);
     let share = if parks { spin::PARKED_SHARE } else { spin::SHARE };
     let mut cost = plugin.spins[vcpu as usize].cost(clock, plugin.options.pause, share, most);
     if parks {
@@ -406,11 +420,12 @@ fn snapshot() -> Snapshot {
 }
 
 unsafe extern "C" fn on_begin(_vcpu: c_uint, _data: *mut c_void) {
+    let begin = snapshot();
     let plugin = plugin();
     for vcpu in 0..plugin.vcpus {
         plugin.profile.begin(vcpu, machine().ring.spent(vcpu), plugin.options.period);
     }
-    plugin.begin = Some(snapshot());
+    plugin.begin = Some(begin);
 }
 
 unsafe extern "C" fn on_end(_vcpu: c_uint, _data: *mut c_void) {
@@ -430,9 +445,9 @@ unsafe extern "C" fn on_exit(_id: qemu::qemu_plugin_id_t, _data: *mut c_void) {
 }
 
 fn write_summary() {
-    let plugin = plugin();
-    let rate = machine().rate;
-    let total = Region::between(&plugin.start, &snapshot(), |ticks| rate.ns(ticks));
+    let now = snapshot();
+    let (plugin, rate) = (plugin(), machine().rate);
+    let total = Region::between(&plugin.start, &now, |ticks| rate.ns(ticks));
     let summary = Summary::new(&plugin.options, raw::max_rss_kib(), total, &plugin.regions);
     match &plugin.options.summary {
         Some(path) => save(path, &summary.json()),

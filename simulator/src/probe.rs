@@ -258,16 +258,20 @@ fn now(vcpu: c_uint) -> Now {
 }
 
 unsafe extern "C" fn on_site(vcpu: c_uint, data: *mut c_void) {
+    let now = now(vcpu);
     if let (Some(probe), Some(site)) = (crate::plugin::probe(), Site::ALL.get(data as usize)) {
-        probe.reached(*site, now(vcpu));
+        probe.reached(*site, now);
     }
 }
 
 unsafe extern "C" fn on_store(vcpu: c_uint, info: qemu::qemu_plugin_meminfo_t, address: u64, _data: *mut c_void) {
-    let Some(probe) = crate::plugin::probe() else { return };
-    if address == probe.sequence {
-        // SAFETY: called for an access of the running vCPU; the sequence has 32 bits.
-        let value = unsafe { qemu::qemu_plugin_mem_get_value(info).data.u32_ };
-        probe.evidence.sequence(u64::from(value), now(vcpu));
+    if crate::plugin::probe().is_none_or(|probe| address != probe.sequence) {
+        return;
+    }
+    // SAFETY: called for an access of the running vCPU; the sequence has 32 bits.
+    let value = unsafe { qemu::qemu_plugin_mem_get_value(info).data.u32_ };
+    let now = now(vcpu);
+    if let Some(probe) = crate::plugin::probe() {
+        probe.evidence.sequence(u64::from(value), now);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Hardware pauses for a fixed time, and a spinning CPU does nothing but look at one word. QEMU leaves its execution loop at each
 //! `pause` (target/i386/tcg/misc_helper.c), so that to simulate each look of 63 CPUs that wait for one costs far more than the one
-//! that works. Where we know what the loop looks at (see `watch`), the vCPU does not run until that changes, and nothing is seen late;
+//! that works. Where we know all that the loop looks at (see `watch`), the vCPU does not run until that changes, and no word is seen late;
 //! only a count kept in a register could be, so that it looks again after as long as it has waited ([`PARKED_SHARE`]). Elsewhere, the
 //! longer a vCPU has spun without a break, the longer it waits until it looks again: at most 1/[`SHARE`] of the time that it has waited
 //! already. What it sees is late by half of that on average: 1.6 % of the wait. Neither waits longer than a limit.

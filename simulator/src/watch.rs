@@ -2,7 +2,9 @@
 //!
 //! Between two `pause` instructions of a loop that waits, a vCPU loads the same words and finds the same values, and stores nothing. When
 //! that has happened twice in a row, it will go on happening until one of those words changes: until then the vCPU need not run at all. What
-//! cannot be seen is a count kept in a register; so a wait is never skipped for longer than `spin` allows, and looked at again.
+//! cannot be seen is a count kept in a register; so a wait is never skipped for longer than `spin` allows, and looked at again. Only code
+//! near a `pause` tells what it loads and stores: a turn that leads through other code may hang on what that looks at, and is no wait that
+//! we know (rwsem_down_write_slowpath(), kernel/locking/rwsem.c, looks at the count of the semaphore far from its `pause`).
 
 /// Most loads of a loop that are remembered. The kernel's longest (rwsem_spin_on_owner) makes five.
 const MOST: usize = 12;
@@ -18,6 +20,15 @@ pub struct Look {
     pub found: u64,
 }
 
+/// Instructions that a vCPU has executed, by whether they tell their loads and stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Executed {
+    /// All.
+    pub all: u64,
+    /// Those in blocks that tell.
+    pub told: u64,
+}
+
 /// The looks of one vCPU's loop.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
@@ -25,6 +36,8 @@ pub struct Watch {
     before: Vec<Look>,
     /// Something happened that can not be watched.
     blind: bool,
+    /// At the last pause.
+    executed: Executed,
 }
 
 impl Watch {
@@ -43,8 +56,10 @@ impl Watch {
     }
 
     /// The vCPU pauses. Whether it did nothing since its last pause but look at the same words and find the same.
-    pub fn pause(&mut self) -> bool {
-        let same = !self.blind && !self.now.is_empty() && self.now == self.before;
+    pub fn pause(&mut self, executed: Executed) -> bool {
+        let last = std::mem::replace(&mut self.executed, executed);
+        let told_all = executed.all - last.all == executed.told - last.told;
+        let same = told_all && !self.blind && !self.now.is_empty() && self.now == self.before;
         std::mem::swap(&mut self.now, &mut self.before);
         self.now.clear();
         self.blind = false;
@@ -65,7 +80,8 @@ mod tests {
 
     fn turn(watch: &mut Watch, looks: &[Look]) -> bool {
         looks.iter().for_each(|look| watch.load(*look));
-        watch.pause()
+        let Executed { all, told } = watch.executed;
+        watch.pause(Executed { all: all + 5, told: told + 5 })
     }
 
     #[test]
@@ -84,10 +100,20 @@ mod tests {
         watch.disturb();
         assert!(!turn(&mut watch, &[WORD]));
         assert!(turn(&mut watch, &[WORD]));
-        assert!(!Watch::default().pause(), "nothing was looked at: there is nothing to wait for");
+        assert!(!Watch::default().pause(Executed::default()), "nothing was looked at: there is nothing to wait for");
         let many = [WORD; MOST + 1];
         turn(&mut watch, &many);
         assert!(!turn(&mut watch, &many), "too much to remember");
+    }
+
+    #[test]
+    fn a_turn_through_code_that_does_not_tell_is_none() {
+        let mut watch = Watch::default();
+        turn(&mut watch, &[WORD]);
+        watch.load(WORD);
+        let Executed { all, told } = watch.executed;
+        assert!(!watch.pause(Executed { all: all + 6, told: told + 5 }), "one instruction may have looked elsewhere");
+        assert!(turn(&mut watch, &[WORD]), "the next did not");
     }
 
     #[test]

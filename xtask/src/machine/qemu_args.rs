@@ -79,8 +79,10 @@ fn machine(accel: Accel, topology: &Topology) -> Vec<String> {
         // five, the kernel knows it by a capability that identify_cpu() takes away for a moment (arch/x86/kernel/cpu/common.c), and KASAN
         // reports an interrupt that comes then for a wild access (KASAN_SHADOW_START, arch/x86/include/asm/kasan.h).
         Accel::Tcg => (MULTI_THREADED, "max,la57=off"),
-        Accel::Simulated if topology.cpu.threads > 1 => (SIMULATED, "max,vendor=GenuineIntel"),
-        Accel::Simulated => (SIMULATED, "max"),
+        // A kernel that finds a hypervisor takes its spinlocks unfairly (native_pv_lock_init(), arch/x86/kernel/paravirt-spinlocks.c):
+        // whoever is first. The hosts that this machine stands for queue (kernel/locking/qspinlock.c).
+        Accel::Simulated if topology.cpu.threads > 1 => (SIMULATED, "max,hypervisor=off,vendor=GenuineIntel"),
+        Accel::Simulated => (SIMULATED, "max,hypervisor=off"),
     };
     // The i440FX machine: its firmware hands over to the kernel in 2 s under TCG, where q35's takes many times that.
     words(["-accel", accelerator, "-M", "pc", "-cpu", cpu])

@@ -7,7 +7,7 @@ mod program;
 mod summary;
 
 pub use evidence::Evidence;
-pub use model::Model;
+pub use model::{Model, REVISION};
 #[cfg(test)]
 pub use summary::Waits;
 pub use summary::{Region, Summary};
@@ -51,7 +51,7 @@ impl Simulated {
         let library = library::build(setting.root, events)?;
         let info = MachineInfo {
             kind: Accel::Simulated.name().into(),
-            version: format!("QEMU {}, {}", program.version, model.arguments()),
+            version: format!("QEMU {}, revision {REVISION}, {}", program.version, model.arguments()),
             cpus: topology.cpus(),
             memory_mib: topology.memory.guest_mib,
             topology: topology.name.clone(),
