@@ -92,7 +92,7 @@ impl<'a> Ledger<'a> {
         if !namespace_view::known() {
             return match kind {
                 LedgerKind::Table => Ok(None),
-                LedgerKind::Full => bail!("a full ledger needs Linux 6.15: unique mount ids and mount events"),
+                LedgerKind::Full => bail!("a full ledger needs unique mount ids (Linux 6.11), and mount events (6.15)"),
             };
         }
         let streams = if kind == LedgerKind::Full { Some(Streams::open(peers)?) } else { None };

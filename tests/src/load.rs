@@ -1,7 +1,7 @@
 //! Loads with known answers, by which the simulated machine is held to account: each is a measured region of its own.
 
 use crate::events::Events;
-use crate::phase::{Line, Marks};
+use crate::phase::{Line, Marks, Stage};
 use crate::protocol::{GuestEvent, Load, LoadJob, LoadResult};
 use crate::sys;
 use anyhow::{Context, Result, ensure};
@@ -79,7 +79,8 @@ fn handover(rounds: u32) -> Result<Duration> {
 /// Runs `shift` on so many threads at once, each bound to the CPU of its number; the time from the start of the first to the end of the last.
 fn together(threads: u32, shift: &Shift<'_>) -> Result<Duration> {
     ensure!(threads > 0, "a load needs a thread");
-    let line = Line::new(threads as usize, Marks::Region);
+    let stage = Stage::default();
+    let line = Line::new(threads as usize, Marks::Region(&stage));
     let times = std::thread::scope(|scope| {
         let start = |index: u32| {
             let line = &line;

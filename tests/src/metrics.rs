@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Longest call that a histogram tells from a longer one, in ns: ten minutes, more than any limit of a boot.
+/// Longest call that a histogram tells from a longer one, in ns: ten minutes. A longer one counts as that long.
 const LONGEST_CALL_NS: u64 = 600_000_000_000;
 
 /// Significant decimal digits of a histogram: buckets are at most 0.1 % wide.

@@ -5,7 +5,7 @@ use crate::heap;
 use crate::metrics::{Beat, CallLog};
 use crate::sys;
 use anyhow::{Context, Result};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Barrier, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ pub fn run_phase<'a>(
     beats: &'a [Beat],
     units: u32,
     work: &dyn Work,
-    marks: Marks,
+    marks: Marks<'_>,
     tick: &mut dyn FnMut(),
 ) -> Result<Phase<'a>> {
     let queue = Queue { next: AtomicU32::new(0), units, stopped: AtomicBool::new(false) };
@@ -64,32 +64,65 @@ pub fn run_phase<'a>(
     summed(shifts)
 }
 
-/// Whether a phase is a measured region of the simulated machine.
+/// How far a measured phase is, for those who look on: threads are made before it and end after it, which is no part of it.
+#[derive(Debug, Default)]
+pub struct Stage(AtomicU8);
+
+/// Where a [`Stage`] may be; in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Marks {
-    /// It is: the first thread past the start line marks its begin, the last one to be done its end.
-    Region,
+pub enum Moment {
+    /// Nothing is done yet.
+    Quiet,
+    /// Threads are made.
+    Preparing,
+    /// All threads are past the start line, and one at least is not done.
+    Running,
+    /// All threads are done, or nothing came of it.
+    Over,
+}
+
+impl Stage {
+    const MOMENTS: [Moment; 4] = [Moment::Quiet, Moment::Preparing, Moment::Running, Moment::Over];
+
+    /// Where it is.
+    pub fn now(&self) -> Moment {
+        Stage::MOMENTS[usize::from(self.0.load(Ordering::Acquire))]
+    }
+
+    /// Goes on to `moment`.
+    pub fn reach(&self, moment: Moment) {
+        self.0.store(moment as u8, Ordering::Release);
+    }
+}
+
+/// Whether a phase is measured.
+#[derive(Clone, Copy, Debug)]
+pub enum Marks<'a> {
+    /// It is: the first thread past the start line marks its begin, the last one to be done its end, for the simulated machine and on
+    /// this stage.
+    Region(&'a Stage),
     /// It is not.
     None,
 }
 
 /// Where all threads start together, and by which the last one knows that it is.
-pub struct Line {
+pub struct Line<'a> {
     barrier: Barrier,
     running: AtomicUsize,
     ended: Mutex<bool>,
     end: Condvar,
-    marks: Marks,
+    marks: Marks<'a>,
 }
 
 /// A thread between start and end of its work, also if that ends in a panic.
-pub struct Running<'a>(&'a Line);
+pub struct Running<'a>(&'a Line<'a>);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            if self.0.marks == Marks::Region {
+            if let Marks::Region(stage) = self.0.marks {
                 sys::region_end();
+                stage.reach(Moment::Over);
             }
             *self.0.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
             self.0.end.notify_all();
@@ -97,9 +130,9 @@ impl Drop for Running<'_> {
     }
 }
 
-impl Line {
+impl<'a> Line<'a> {
     /// For so many threads.
-    pub fn new(threads: usize, marks: Marks) -> Line {
+    pub fn new(threads: usize, marks: Marks<'a>) -> Line<'a> {
         Line {
             barrier: Barrier::new(threads),
             running: AtomicUsize::new(threads),
@@ -110,9 +143,12 @@ impl Line {
     }
 
     /// Waits until all are here. This thread is done when what it gets is dropped.
-    pub fn start(&self) -> Running<'_> {
-        if self.barrier.wait().is_leader() && self.marks == Marks::Region {
+    pub fn start(&'a self) -> Running<'a> {
+        if self.barrier.wait().is_leader()
+            && let Marks::Region(stage) = self.marks
+        {
             sys::region_begin();
+            stage.reach(Moment::Running);
         }
         Running(self)
     }
@@ -124,7 +160,7 @@ impl Line {
     }
 }
 
-fn work_shift<'a>(beat: &'a Beat, queue: &Queue, line: &Line, work: &dyn Work) -> Shift<'a> {
+fn work_shift<'a>(beat: &'a Beat, queue: &Queue, line: &Line<'_>, work: &dyn Work) -> Shift<'a> {
     let (mut log, mut verdicts) = (CallLog::new(beat), Verdicts::default());
     heap::warm();
     let running = line.start();
@@ -225,6 +261,23 @@ mod tests {
         };
         let phase = run_phase(&beats, 2, &nap, Marks::None, &mut || {}).unwrap();
         assert!(phase.elapsed >= Duration::from_millis(30), "{:?}", phase.elapsed);
+    }
+
+    #[test]
+    fn who_looks_on_sees_a_phase_run_only_while_its_threads_work() {
+        let (beats, stage) = (beats(2), Stage::default());
+        assert_eq!(stage.now(), Moment::Quiet);
+        stage.reach(Moment::Preparing);
+        let seen = Mutex::new(Vec::new());
+        let look = |_: u32, _: &mut CallLog<'_>, _: &mut Verdicts| {
+            // The thread that opens the line may be behind the others by a moment.
+            std::thread::sleep(Duration::from_millis(5));
+            seen.lock().unwrap().push(stage.now());
+            Ok(())
+        };
+        run_phase(&beats, 4, &look, Marks::Region(&stage), &mut || {}).unwrap();
+        assert_eq!(seen.into_inner().unwrap(), [Moment::Running; 4]);
+        assert_eq!(stage.now(), Moment::Over);
     }
 
     #[test]

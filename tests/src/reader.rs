@@ -4,6 +4,7 @@
 use crate::metrics::latency;
 use crate::mount_events::MountEvents;
 use crate::mount_tree;
+use crate::phase::{Moment, Stage};
 use crate::protocol::{Reader, ReaderSample};
 use crate::storage::BASE;
 use crate::sys::{listmount, statmount};
@@ -17,7 +18,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long readers are measured in quiet before each timed iteration.
@@ -41,9 +42,9 @@ const BASIC: u64 = 0x1 | 0x2;
 /// Mounts that one turn of the listmount reader asks about.
 const LISTED: usize = 64;
 
-const BEFORE: u8 = 0;
-const DURING: u8 = 1;
-const OVER: u8 = 2;
+/// How often openat2(2) is asked again before that is taken for a kernel that never answers. A storm of seconds on many CPUs has it asked
+/// some thousands of times in all.
+const MOST_AGAIN: u64 = 1_000_000;
 
 /// What one reader has seen.
 #[derive(Default)]
@@ -62,20 +63,21 @@ pub struct Readers<'a> {
     pub period: Duration,
 }
 
-/// Runs a storm with these readers around it.
+/// Runs a storm with these readers around it. What they see before it begins is quiet, and what they see while it runs, of which it tells
+/// by its stage, is the storm; what they see while it is prepared is neither.
 ///
 /// # Errors
 /// The storm's, or a reader's work that fails.
 pub fn around<T>(
     readers: Readers<'_>,
-    storm: impl FnOnce() -> Result<T>,
+    storm: impl FnOnce(&Stage) -> Result<T>,
 ) -> Result<(T, BTreeMap<String, ReaderSample>)> {
     let Readers { who: readers, period } = readers;
+    let stage = Stage::default();
     if readers.is_empty() {
-        return Ok((storm()?, BTreeMap::new()));
+        return Ok((storm(&stage)?, BTreeMap::new()));
     }
     let place = Place::make()?;
-    let stage = AtomicU8::new(BEFORE);
     let (result, seen) = std::thread::scope(|scope| {
         let start = |reader: &Reader| {
             let (reader, place, stage) = (*reader, &place, &stage);
@@ -84,9 +86,10 @@ pub fn around<T>(
         };
         let threads: Vec<_> = readers.iter().map(start).collect();
         std::thread::sleep(QUIET);
-        stage.store(DURING, Ordering::Release);
-        let result = storm();
-        stage.store(OVER, Ordering::Release);
+        stage.reach(Moment::Preparing);
+        let result = storm(&stage);
+        // A storm that failed may not have come so far.
+        stage.reach(Moment::Over);
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Seen>>| match thread.join() {
             Ok(seen) => seen,
             Err(_) => bail!("a reader panicked"),
@@ -109,13 +112,13 @@ fn sample(seen: &Seen) -> Result<ReaderSample> {
     })
 }
 
-fn read_until_over(reader: Reader, period: Duration, place: &Place, stage: &AtomicU8) -> Result<Seen> {
+fn read_until_over(reader: Reader, period: Duration, place: &Place, stage: &Stage) -> Result<Seen> {
     set_timerslack(TIMER_SLACK_NS).context("prctl(PR_SET_TIMERSLACK)")?;
     let mut seen = Seen::default();
     let mut sources = Sources::open(reader)?;
     loop {
-        let now = stage.load(Ordering::Acquire);
-        if now == OVER {
+        let now = stage.now();
+        if now == Moment::Over {
             return Ok(seen);
         }
         let start = Instant::now();
@@ -123,8 +126,12 @@ fn read_until_over(reader: Reader, period: Duration, place: &Place, stage: &Atom
             .with_context(|| format!("the reader {}", reader.name()))?;
         let elapsed_ns = start.elapsed().as_nanos() as u64;
         if let Some(waited) = done {
-            let log = if now == BEFORE { &mut seen.before_ns } else { &mut seen.during_ns };
-            log.push(elapsed_ns.saturating_sub(waited.as_nanos() as u64));
+            let took_ns = elapsed_ns.saturating_sub(waited.as_nanos() as u64);
+            match now {
+                Moment::Quiet => seen.before_ns.push(took_ns),
+                Moment::Running => seen.during_ns.push(took_ns),
+                Moment::Preparing | Moment::Over => {}
+            }
         }
         std::thread::sleep(period);
     }
@@ -212,8 +219,10 @@ fn open_in_root(place: &Place) -> Result<u64> {
     loop {
         match openat2(&root, "a/b/../b/file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
             Ok(_) => return Ok(again),
-            Err(Errno::AGAIN) => again += 1,
-            Err(error) => return Err(error).context("openat2(RESOLVE_IN_ROOT)"),
+            Err(Errno::AGAIN) if again < MOST_AGAIN => again += 1,
+            Err(error) => {
+                return Err(error).with_context(|| format!("openat2(RESOLVE_IN_ROOT), asked {again} times again"));
+            }
         }
     }
 }
@@ -255,7 +264,8 @@ mod tests {
     fn a_short_look_is_repeated_as_often_as_asked_and_another_is_not() {
         let looks = |reader: Reader, period| {
             let start = Instant::now();
-            let storm = || {
+            let storm = |stage: &Stage| {
+                stage.reach(Moment::Running);
                 std::thread::sleep(Duration::from_millis(40));
                 Ok(())
             };
@@ -273,7 +283,8 @@ mod tests {
     #[test]
     fn each_reader_reads_in_quiet_and_in_the_storm() {
         let readers = [Reader::Stat, Reader::Mountinfo, Reader::Openat2];
-        let ((), samples) = around(every_ms(&readers), || {
+        let ((), samples) = around(every_ms(&readers), |stage| {
+            stage.reach(Moment::Running);
             std::thread::sleep(Duration::from_millis(30));
             Ok(())
         })
@@ -287,20 +298,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_seen_while_a_storm_is_prepared_and_after_it_is_not_of_the_storm() {
+        let ((), samples) = around(every_ms(&[Reader::Stat]), |stage| {
+            std::thread::sleep(Duration::from_millis(10));
+            stage.reach(Moment::Over);
+            std::thread::sleep(Duration::from_millis(10));
+            Ok(())
+        })
+        .unwrap();
+        assert!(samples["stat"].before.is_some() && samples["stat"].during.is_none(), "{:?}", samples["stat"]);
+    }
+
+    #[test]
     fn a_poll_that_sees_nothing_measures_nothing() {
-        let ((), samples) = around(every_ms(&[Reader::Poll]), || Ok(())).unwrap();
+        let ((), samples) = around(every_ms(&[Reader::Poll]), |_| Ok(())).unwrap();
         assert!(samples["poll"].before.is_none() && samples["poll"].again == 0);
     }
 
     #[test]
     fn without_readers_there_is_only_the_storm() {
-        let (value, samples) = around(every_ms(&[]), || Ok(7)).unwrap();
+        let (value, samples) = around(every_ms(&[]), |_| Ok(7)).unwrap();
         assert!(value == 7 && samples.is_empty());
     }
 
     #[test]
     fn a_failed_storm_ends_its_readers() {
-        let result = around(every_ms(&[Reader::Stat]), || -> Result<()> { bail!("EBUSY") });
+        let result = around(every_ms(&[Reader::Stat]), |_| -> Result<()> { bail!("EBUSY") });
         assert_eq!(result.unwrap_err().to_string(), "EBUSY");
     }
 }

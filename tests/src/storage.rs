@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,10 @@ pub const BASE: &str = "/tmp";
 
 /// How long the storm's file system may stay busy after the storm: the kernel lets go of mounts in the background.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Most superblocks that are made to have the number of one given out again. Numbers below it that are free are taken first; nobody frees
+/// so many, or the storm's file system, which is mounted first, would have a lower one.
+const MOST_NUMBERS: usize = 4096;
 
 /// How often to look in a wait.
 const POLL: Duration = Duration::from_millis(10);
@@ -32,6 +37,7 @@ pub enum Devices {
 pub struct Ground {
     path: PathBuf,
     disk: Option<Disk>,
+    devices: Devices,
 }
 
 impl Ground {
@@ -46,7 +52,7 @@ impl Ground {
             None => mount_tmpfs(&path).map(|()| None)?,
             Some(kind) => Some(mount_disk(&path, kind, devices)?),
         };
-        let ground = Ground { path, disk };
+        let ground = Ground { path, disk, devices };
         let change = match propagation {
             Propagation::Shared => MountPropagationFlags::SHARED,
             Propagation::Private => MountPropagationFlags::PRIVATE,
@@ -60,11 +66,12 @@ impl Ground {
         &self.path
     }
 
-    /// Empties and unmounts it. That nobody holds it any more is a check of its own: a leaked mount of a layer would. So is that its device is
-    /// free as soon as umount2(2) has returned: of the superblock's claim on it nothing may be left. Returns the device that was.
+    /// Empties and unmounts it. That nobody holds it any more is a check of its own: a leaked mount of a layer would, which umount2(2) does
+    /// not say. A disk is free as soon as it has returned: of the superblock's claim on it nothing may be left. On a kernel of ours, the
+    /// number of a superblock without a disk is given out again (see [`superblock_is_gone`]). Returns the device that was.
     ///
     /// # Errors
-    /// A file cannot be removed, the file system stays busy, or the device is not free at once.
+    /// A file cannot be removed, the file system stays busy, the device is not free at once, or the superblock stays.
     pub fn unmount(self) -> Result<Option<PathBuf>> {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -73,9 +80,13 @@ impl Ground {
                 fs::remove_dir_all(entry.path()).with_context(|| format!("cannot empty {}", self.path.display()))?;
             }
         }
+        let number = anonymous_number(&self.path)?;
         unmount_within(&self.path, BUSY_LIMIT)?;
-        if let Some(disk) = &self.disk {
-            disk.claim_at_once()?;
+        match &self.disk {
+            Some(disk) => disk.claim_at_once()?,
+            // On a host somebody else may take the number.
+            None if self.devices == Devices::Lab => superblock_is_gone(&self.path, number, BUSY_LIMIT)?,
+            None => {}
         }
         fs::remove_dir(&self.path)?;
         let device = self.disk.as_ref().map(|disk| disk.device().to_owned());
@@ -100,6 +111,46 @@ fn mount_disk(path: &Path, kind: OnDisk, devices: Devices) -> Result<Disk> {
     mount(device, path, fs_type, MountFlags::empty(), None)
         .with_context(|| format!("cannot mount {} as {fs_type}", device.display()))?;
     Ok(disk)
+}
+
+/// The number by which the kernel tells a superblock without a disk from others: the minor one of its device (get_anon_bdev(), fs/super.c).
+///
+/// # Errors
+/// stat(2) failed.
+pub fn anonymous_number(path: &Path) -> Result<u32> {
+    let status = fs::metadata(path).with_context(|| format!("cannot stat {}", path.display()))?;
+    Ok(rustix::fs::minor(status.dev()))
+}
+
+/// Proves that a superblock without a disk is gone, of which no mount is left in sight: its number is given out again. The kernel gives out
+/// the lowest that is free (ida_alloc_range(), get_anon_bdev() in fs/super.c), when a superblock is shut down it is, and one mount that was
+/// lost, of any layer, keeps a superblock. For this, tmpfs are mounted at `dir` until one has the number. Nobody else may mount meanwhile.
+///
+/// # Errors
+/// It is still there after `limit`, or a call failed.
+pub fn superblock_is_gone(dir: &Path, number: u32, limit: Duration) -> Result<()> {
+    let start = Instant::now();
+    while !is_given_out(dir, number)? {
+        if start.elapsed() >= limit {
+            bail!("the superblock 0:{number} is still there {limit:?} after its last umount: a mount of it was lost");
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+fn is_given_out(dir: &Path, number: u32) -> Result<bool> {
+    let mut mounted = 0;
+    let given_out = loop {
+        mount_tmpfs(dir)?;
+        mounted += 1;
+        match anonymous_number(dir)? {
+            lower if lower < number && mounted < MOST_NUMBERS => {}
+            given => break given == number,
+        }
+    };
+    (0..mounted).try_for_each(|_| unmount_within(dir, BUSY_LIMIT))?;
+    Ok(given_out)
 }
 
 fn unmount_within(path: &Path, limit: Duration) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::metrics::{Beat, CallLog, latencies};
 use crate::mount_tree::{self, Mount};
 use crate::namespace_view::unique_id_at;
 use crate::peers::Peer;
-use crate::phase::{Marks, Phase, Work, run_phase};
+use crate::phase::{Marks, Phase, Stage, Work, run_phase};
 use crate::protocol::{GuestEvent, LedgerKind, Sample, StormJob, StormPoint};
 use crate::reader::{self, Readers};
 use crate::storage::{Devices, Ground};
@@ -96,6 +96,7 @@ impl Ready {
             verdicts: Verdicts::default(),
             busy: 0,
             leaked: 0,
+            may_leak: job.manner.descriptors_inherited,
             readers: Readers { who: &job.readers, period: Duration::from_micros(u64::from(job.reader_period_us)) },
             mount_table: &mount_tree::read,
             ledger: Ledger::open(job.surroundings.ledger, point.propagation, &peers)?,
@@ -103,11 +104,11 @@ impl Ready {
         };
         for _ in 0..job.warmup_iterations {
             // What an oracle finds now counts for the first timed iteration.
-            storm.iteration(0, Marks::None, progress)?;
+            storm.iteration(None, progress)?;
             progress.advance();
         }
         for iteration in 0..job.iterations {
-            let measured = storm.iteration(iteration, Marks::Region, progress)?;
+            let measured = storm.iteration(Some(iteration), progress)?;
             progress.events.send(&GuestEvent::Sample(storm.judged(measured)));
             progress.advance();
         }
@@ -148,6 +149,14 @@ fn take_away_leaked<'a>(leaked: impl Iterator<Item = &'a PathBuf>) -> Result<Vec
     Ok(ids)
 }
 
+/// A layer that stays mounted because it is busy is no work done, so that a kernel on which nobody can hold one must not find it busy.
+fn check_leaked(leaked: &[u64]) -> Result<(), String> {
+    match leaked {
+        [] => Ok(()),
+        [first, ..] => Err(format!("{} layers were busy, which nobody held: mount {first}", leaked.len())),
+    }
+}
+
 /// A storm in words.
 pub fn described(point: &StormPoint) -> String {
     let (threads, containers, layers) = (point.threads, point.containers, point.layers);
@@ -161,6 +170,8 @@ struct Storm<'a> {
     verdicts: Verdicts,
     busy: u64,
     leaked: u64,
+    /// Somebody may hold a layer for a moment while it is unmounted: who inherited its descriptor.
+    may_leak: bool,
     readers: Readers<'a>,
     mount_table: &'a dyn Fn() -> Result<Vec<Mount>>,
     ledger: Option<Ledger<'a>>,
@@ -168,16 +179,18 @@ struct Storm<'a> {
 }
 
 impl Storm<'_> {
-    /// One iteration, its number not yet judged.
-    fn iteration(&mut self, iteration: u32, marks: Marks, progress: &Progress<'_>) -> Result<Sample> {
+    /// One iteration, by its number if it is no warm-up. What it measured is not judged yet.
+    fn iteration(&mut self, timed: Option<u32>, progress: &Progress<'_>) -> Result<Sample> {
         let before = (self.mount_table)()?;
         let tables = self.ledger.as_ref().map(Ledger::tables).transpose()?;
         let beats: Vec<Beat> = (0..self.point.threads).map(|_| Beat::default()).collect();
         // Readers have no part in a warm-up.
-        let who = if marks == Marks::Region { self.readers.who } else { &[] };
+        let who = if timed.is_some() { self.readers.who } else { &[] };
         let readers = Readers { who, ..self.readers };
-        let start =
-            || self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts));
+        let start = |stage: &Stage| {
+            let marks = if timed.is_some() { Marks::Region(stage) } else { Marks::None };
+            self.on_all(&beats, marks, progress, |unit, log, verdicts| self.workload.iterate(unit, log, verdicts))
+        };
         let mut verdicts = Verdicts::default();
         let (started, read) = match &self.ledger {
             None => reader::around(readers, start)?,
@@ -191,6 +204,9 @@ impl Storm<'_> {
         let stopped = self.on_all(&beats, Marks::None, progress, |unit, log, _| self.workload.cleanup(unit, log))?;
         let leaked = take_away_leaked(started.logs.iter().flat_map(CallLog::leaked))?;
         self.leaked += leaked.len() as u64;
+        if !self.may_leak {
+            verdicts.add("busy", check_leaked(&leaked));
+        }
         check_mount_table(&mut verdicts, &before, &(self.mount_table)()?);
         let elapsed_ns = u64::try_from(started.elapsed.as_nanos())?;
         let logs: Vec<CallLog<'_>> = started.logs.into_iter().chain(stopped.logs).collect();
@@ -201,7 +217,7 @@ impl Storm<'_> {
         self.busy += logs.iter().map(CallLog::busy).sum::<u64>();
         let (point, calls) = (self.point.clone(), latencies(&logs)?);
         let leak = self.leaks.as_ref().and_then(LeakWatch::last).map(Box::new);
-        let oracle = Default::default();
+        let (iteration, oracle) = (timed.unwrap_or_default(), Default::default());
         Ok(Sample { point, iteration, elapsed_ns: Some(elapsed_ns), calls, oracle, leak, readers: read })
     }
 
@@ -238,7 +254,7 @@ impl Storm<'_> {
     fn on_all<'b>(
         &self,
         beats: &'b [Beat],
-        marks: Marks,
+        marks: Marks<'_>,
         progress: &Progress<'_>,
         work: impl Work,
     ) -> Result<Phase<'b>> {
@@ -336,13 +352,14 @@ mod tests {
             verdicts: Verdicts::default(),
             busy: 0,
             leaked: 0,
+            may_leak: false,
             readers: Readers { who: &[], period: Duration::ZERO },
             mount_table,
             ledger: None,
             leaks: None,
         };
-        storm.iteration(0, Marks::None, &progress).unwrap();
-        let measured = storm.iteration(0, Marks::None, &progress).unwrap();
+        storm.iteration(None, &progress).unwrap();
+        let measured = storm.iteration(Some(0), &progress).unwrap();
         storm.judged(measured)
     }
 
@@ -359,6 +376,12 @@ mod tests {
         assert_eq!(sample.elapsed_ns, None);
         // The warm-up's counts as well.
         assert_eq!(sample.oracle.failures, ["7 is odd", "7 is odd"]);
+    }
+
+    #[test]
+    fn a_layer_that_was_busy_without_a_holder_is_a_failure() {
+        assert_eq!(check_leaked(&[]), Ok(()));
+        assert_eq!(check_leaked(&[7, 8]).unwrap_err(), "2 layers were busy, which nobody held: mount 7");
     }
 
     #[test]

@@ -17,13 +17,14 @@ use mount_storms::requirement;
 use mount_storms::scratch::Scratch;
 use mount_storms::second_namespace::SecondNamespace;
 use mount_storms::shim::Shim;
-use mount_storms::storage::Devices;
+use mount_storms::storage::{self, Devices};
 use mount_storms::user_ns::IdMap;
 use mount_storms::workload::{self, Pass, Workload};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::mount::OpenTreeFlags;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ const CONTAINERS: u32 = 3;
 const LAYERS: u32 = 6;
 /// Storms that are killed until one was in the middle of its work.
 const ROUNDS: usize = 40;
+/// How long a superblock may take to go that nobody uses: the kernel lets go of mounts in the background.
+const LET_GO: Duration = Duration::from_secs(10);
 const MOUNT_MAX: &str = "/proc/sys/fs/mount-max";
 
 /// Where a storm happens: a shared tmpfs with layers on it.
@@ -105,7 +108,14 @@ impl Ground<'_> {
         (0..CONTAINERS).for_each(|container| self.workload.check(container, &mut verdicts));
         same("failed checks", verdicts.into_oracle().failures, Vec::<String>::new())?;
         self.recover()?;
-        unmount_when_let_go(&self.s.path("storm"))
+        let path = self.s.path("storm");
+        let number = storage::anonymous_number(&path)?;
+        unmount_when_let_go(&path)?;
+        // Elsewhere others mount meanwhile.
+        if requirement::own_kernel().is_ok() {
+            storage::superblock_is_gone(&path, number, LET_GO)?;
+        }
+        Ok(())
     }
 
     /// A rootfs pass as a shim makes it.
@@ -343,5 +353,19 @@ fn mounts_that_are_kept_are_seen_as_a_leak(s: &Scratch) -> Verdict {
     let seen = leak::judge(before, Footprint::now()?, bound);
     ensure!(seen.is_err(), "{kept} mounts more are not seen");
     s.umount_lazily("kept")?;
-    leak::judge(before, leak::settled(before, bound)?, bound).map_err(anyhow::Error::msg).context("after they are gone")
+    leak::judge(before, leak::settled(before, bound)?, bound)
+        .map_err(anyhow::Error::msg)
+        .context("after they are gone")?;
+    a_single_one_keeps_its_superblock(s)
+}
+
+/// What no bound sees: one mount of "disk", which nobody does.
+fn a_single_one_keeps_its_superblock(s: &Scratch) -> Verdict {
+    let disk = s.path("disk");
+    let number = storage::anonymous_number(&disk)?;
+    let kept = s.open_tree("disk", OpenTreeFlags::OPEN_TREE_CLONE)?;
+    s.umount("disk")?;
+    ensure!(storage::superblock_is_gone(&disk, number, Duration::ZERO).is_err(), "a mount that is kept is not seen");
+    drop(kept);
+    storage::superblock_is_gone(&disk, number, LET_GO)
 }

@@ -1,12 +1,14 @@
-//! The kernel with a book beside it: each mount that is attached or detached is written down by its unique id, for a full ledger.
+//! The kernel with a book beside it: each mount that is attached or detached is written down by its unique id, for a full ledger. A mount that is
+//! made read-only has to be.
 
 use super::kernel::{Kernel, Linux};
 use crate::ledger::Entries;
 use crate::metrics::CallLog;
 use crate::namespace_view::{unique_id_at, unique_id_of};
-use crate::sys::MountAttr;
+use crate::sys::{MOUNT_ATTR_RDONLY, MountAttr};
 use crate::user_ns::IdMap;
 use anyhow::Result;
+use rustix::fs::{StatVfsMountFlags, fstatvfs};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, UnmountFlags};
 use std::io;
@@ -87,7 +89,11 @@ impl Kernel for Recorded {
     }
 
     fn mount_setattr(&self, tree: &OwnedFd, flags: u32, attr: &MountAttr) -> io::Result<()> {
-        Linux.mount_setattr(tree, flags, attr)
+        Linux.mount_setattr(tree, flags, attr)?;
+        if attr.attr_set & MOUNT_ATTR_RDONLY != 0 && !fstatvfs(tree)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err(io::Error::other("mount_setattr(2) succeeded, and the mount is not read-only"));
+        }
+        Ok(())
     }
 
     fn fsopen_overlay(&self) -> Result<OwnedFd, Errno> {
