@@ -12,7 +12,7 @@ use crate::region::{Mark, Region, Snapshot, Waits, mark};
 use crate::report::Summary;
 use crate::spin::{self, Spin};
 use crate::symbols::Symbols;
-use crate::watch::{Executed, Look};
+use crate::watch::{Executed, Look, Turn};
 use libc::{c_char, c_int, c_uint, c_void};
 use qemu_plugin_sys as qemu;
 use std::cell::UnsafeCell;
@@ -372,9 +372,15 @@ unsafe extern "C" fn on_pause(vcpu: c_uint, address: *mut c_void) {
     let (plugin, machine) = (plugin(), machine());
     let clock = machine.ring.clock(machine.current());
     let most = plugin.options.spin * if plugin.begin.is_some() { 1 } else { OUTSIDE };
-    let parks = machine.watches[vcpu as usize].pause(executed);
+    let turn = machine.watches[vcpu as usize].pause(executed);
+    let parks = turn == Turn::Same;
     let share = if parks { spin::PARKED_SHARE } else { spin::SHARE };
-    let mut cost = plugin.spins[vcpu as usize].cost(clock, plugin.options.pause, share, most);
+    let spin = &mut plugin.spins[vcpu as usize];
+    spin.pauses(clock, address as u64);
+    if turn == Turn::Changed {
+        spin.begins(clock);
+    }
+    let mut cost = spin.cost(clock, plugin.options.pause, share, most);
     if parks {
         machine::park(clock + cost);
         let machine = self::machine();

@@ -15,8 +15,9 @@ pub const SHARE: Ticks = 32;
 /// The same for one that is woken when something changes.
 pub const PARKED_SHARE: Ticks = 1;
 
-/// Two pauses with at most so many instructions between them belong to one wait. The kernel's spin loops
-/// (kernel/locking/osq_lock.c, qspinlock.c, rwsem.c) have few between two looks.
+/// Two pauses of one loop with at most so many instructions between them belong to one wait. The kernel's spin loops
+/// (kernel/locking/osq_lock.c, qspinlock.c, rwsem.c) have few between two looks. Two loops are two waits: who comes to the head of a queue has
+/// waited in one for his turn, and looks as often as hardware does in the next, where the holder may let go at once.
 const LOOP: Ticks = 100;
 
 /// One vCPU's current wait.
@@ -25,14 +26,26 @@ pub struct Spin {
     begin: Ticks,
     /// When its last pause was over.
     last: Ticks,
+    /// Address of its `pause`.
+    at: u64,
 }
 
 impl Spin {
-    /// The cost of a `pause` at this time of the vCPU's own clock: at least `pause`, at most `most`.
-    pub fn cost(&mut self, clock: Ticks, pause: Ticks, share: Ticks, most: Ticks) -> Ticks {
-        if clock > self.last + LOOP {
-            self.begin = clock;
+    /// The vCPU pauses, by the `pause` at this address.
+    pub fn pauses(&mut self, clock: Ticks, at: u64) {
+        if clock > self.last + LOOP || at != self.at {
+            self.begins(clock);
+            self.at = at;
         }
+    }
+
+    /// The wait begins, or begins anew because something has changed.
+    pub fn begins(&mut self, clock: Ticks) {
+        self.begin = clock;
+    }
+
+    /// The cost of its `pause` at this time of the vCPU's own clock: at least `pause`, at most `most`.
+    pub fn cost(&mut self, clock: Ticks, pause: Ticks, share: Ticks, most: Ticks) -> Ticks {
         let waited = clock.saturating_sub(self.begin);
         let cost = (waited / share).clamp(pause, most.max(pause));
         self.last = clock + cost;
@@ -49,12 +62,20 @@ impl Spin {
 mod tests {
     use super::*;
 
+    /// Address of the loop's `pause`.
+    const AT: u64 = 0xffff_ffff_8100_0000;
+
+    fn cost(spin: &mut Spin, clock: Ticks, at: u64) -> Ticks {
+        spin.pauses(clock, at);
+        spin.cost(clock, 40, SHARE, 1000)
+    }
+
     #[test]
     fn a_short_wait_costs_what_hardware_costs() {
         let mut spin = Spin::default();
         let mut clock = 5000;
         while clock < 5000 + 40 * SHARE {
-            let cost = spin.cost(clock, 40, SHARE, 1000);
+            let cost = cost(&mut spin, clock, AT);
             assert_eq!(cost, 40);
             clock += cost + 10;
         }
@@ -65,20 +86,38 @@ mod tests {
         let mut spin = Spin::default();
         let (begin, mut clock) = (5000, 5000);
         for _ in 0..2000 {
-            let cost = spin.cost(clock, 40, SHARE, 1000);
+            let cost = cost(&mut spin, clock, AT);
             assert!(cost == 40 || cost <= (clock - begin) / SHARE, "{cost} at {}", clock - begin);
             clock += cost + 10;
         }
-        assert_eq!(spin.cost(clock, 40, SHARE, 1000), 1000);
+        assert_eq!(cost(&mut spin, clock, AT), 1000);
+    }
+
+    fn waited_long() -> (Spin, Ticks) {
+        let mut spin = Spin::default();
+        let mut clock = 5000;
+        for _ in 0..2000 {
+            clock += cost(&mut spin, clock, AT) + 10;
+        }
+        (spin, clock)
     }
 
     #[test]
     fn work_ends_a_wait() {
-        let mut spin = Spin::default();
-        let mut clock = 5000;
-        for _ in 0..2000 {
-            clock += spin.cost(clock, 40, SHARE, 1000) + 10;
-        }
-        assert_eq!(spin.cost(clock + LOOP + 1, 40, SHARE, 1000), 40);
+        let (mut spin, clock) = waited_long();
+        assert_eq!(cost(&mut spin, clock + LOOP + 1, AT), 40);
+    }
+
+    #[test]
+    fn another_loop_is_another_wait() {
+        let (mut spin, clock) = waited_long();
+        assert_eq!(cost(&mut spin, clock, AT + 64), 40);
+    }
+
+    #[test]
+    fn a_change_begins_a_wait_anew() {
+        let (mut spin, clock) = waited_long();
+        spin.begins(clock);
+        assert_eq!(cost(&mut spin, clock, AT), 40);
     }
 }

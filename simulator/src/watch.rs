@@ -29,6 +29,17 @@ pub struct Executed {
     pub told: u64,
 }
 
+/// What a vCPU did between two pauses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing but look at the same words as the time before, and find the same.
+    Same,
+    /// Nothing but look, and something was not as the time before.
+    Changed,
+    /// More than that, or what cannot be seen.
+    Unknown,
+}
+
 /// The looks of one vCPU's loop.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
@@ -55,15 +66,19 @@ impl Watch {
         self.blind = true;
     }
 
-    /// The vCPU pauses. Whether it did nothing since its last pause but look at the same words and find the same.
-    pub fn pause(&mut self, executed: Executed) -> bool {
+    /// The vCPU pauses.
+    pub fn pause(&mut self, executed: Executed) -> Turn {
         let last = std::mem::replace(&mut self.executed, executed);
         let told_all = executed.all - last.all == executed.told - last.told;
-        let same = told_all && !self.blind && !self.now.is_empty() && self.now == self.before;
+        let turn = match told_all && !self.blind && !self.now.is_empty() {
+            false => Turn::Unknown,
+            true if self.now == self.before => Turn::Same,
+            true => Turn::Changed,
+        };
         std::mem::swap(&mut self.now, &mut self.before);
         self.now.clear();
         self.blind = false;
-        same
+        turn
     }
 
     /// Whether a word is no longer what it was when the vCPU last looked; `read` reads the host's memory.
@@ -78,7 +93,7 @@ mod tests {
 
     const WORD: Look = Look { at: 0x1000, size: 4, found: 1 };
 
-    fn turn(watch: &mut Watch, looks: &[Look]) -> bool {
+    fn turn(watch: &mut Watch, looks: &[Look]) -> Turn {
         looks.iter().for_each(|look| watch.load(*look));
         let Executed { all, told } = watch.executed;
         watch.pause(Executed { all: all + 5, told: told + 5 })
@@ -87,10 +102,10 @@ mod tests {
     #[test]
     fn the_second_equal_turn_is_a_wait() {
         let mut watch = Watch::default();
-        assert!(!turn(&mut watch, &[WORD]));
-        assert!(turn(&mut watch, &[WORD]));
-        assert!(!turn(&mut watch, &[Look { found: 2, ..WORD }]), "something else was found");
-        assert!(!turn(&mut watch, &[WORD, WORD]), "another path was taken");
+        assert_eq!(turn(&mut watch, &[WORD]), Turn::Changed);
+        assert_eq!(turn(&mut watch, &[WORD]), Turn::Same);
+        assert_eq!(turn(&mut watch, &[Look { found: 2, ..WORD }]), Turn::Changed, "something else was found");
+        assert_eq!(turn(&mut watch, &[WORD, WORD]), Turn::Changed, "another path was taken");
     }
 
     #[test]
@@ -98,12 +113,13 @@ mod tests {
         let mut watch = Watch::default();
         turn(&mut watch, &[WORD]);
         watch.disturb();
-        assert!(!turn(&mut watch, &[WORD]));
-        assert!(turn(&mut watch, &[WORD]));
-        assert!(!Watch::default().pause(Executed::default()), "nothing was looked at: there is nothing to wait for");
+        assert_eq!(turn(&mut watch, &[WORD]), Turn::Unknown);
+        assert_eq!(turn(&mut watch, &[WORD]), Turn::Same);
+        let nothing = Watch::default().pause(Executed::default());
+        assert_eq!(nothing, Turn::Unknown, "nothing was looked at: there is nothing to wait for");
         let many = [WORD; MOST + 1];
         turn(&mut watch, &many);
-        assert!(!turn(&mut watch, &many), "too much to remember");
+        assert_eq!(turn(&mut watch, &many), Turn::Unknown, "too much to remember");
     }
 
     #[test]
@@ -112,8 +128,9 @@ mod tests {
         turn(&mut watch, &[WORD]);
         watch.load(WORD);
         let Executed { all, told } = watch.executed;
-        assert!(!watch.pause(Executed { all: all + 6, told: told + 5 }), "one instruction may have looked elsewhere");
-        assert!(turn(&mut watch, &[WORD]), "the next did not");
+        let turned = watch.pause(Executed { all: all + 6, told: told + 5 });
+        assert_eq!(turned, Turn::Unknown, "one instruction may have looked elsewhere");
+        assert_eq!(turn(&mut watch, &[WORD]), Turn::Same, "the next did not");
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::path::Path;
 
 /// What the machine is besides its parameters, by a number: raised when a run would come out otherwise with the same ones.
 ///
-/// 1. Spinlocks went to whoever was first, and a CPU that spun on a semaphore held by readers could look at it late.
-/// 2. The kernel finds no hypervisor, so that spinlocks queue; a CPU is only parked by all that it looks at.
+/// 1. Spinlocks went to whoever was first; a CPU that had waited long in one loop looked late in the next, and one that spun on a semaphore held
+///    by readers could see it late.
+/// 2. The kernel finds no hypervisor, so that spinlocks queue; each loop is a wait of its own; a CPU is only parked by all that it looks at.
 pub const REVISION: u32 = 2;
 
 /// What the simulated CPUs are. Sources of the figures are in the file.
