@@ -71,18 +71,18 @@ fn do_job(path: &Path, devices: Devices, events: &Events) -> Result<(), Stopped>
             storm::Stopped::Preparing(error) => at("preparing a storm")(error),
             storm::Stopped::Storming(error) => at(STORM_STAGE)(error),
         }),
-        Work::Suite(suite) => run_suite(suite, events).map_err(at("suite")),
+        Work::Suite(suite) => run_suite(suite, job.seed, events).map_err(at("suite")),
         Work::Load(loads) => load::run(loads, events).map_err(at("load")),
         Work::Shell => shell::run(devices).map_err(at("shell")),
     }
 }
 
-fn run_suite(job: &SuiteJob, events: &Events) -> Result<()> {
+fn run_suite(job: &SuiteJob, seed: u64, events: &Events) -> Result<()> {
     let emit = |event| events.send(&event);
     let programs = selftest::programs(job)?;
     // A filter may leave selftests alone; one that leaves nothing at all is the suite's error.
     if programs.is_empty() || crate::suite::any(job) {
-        crate::suite::run(job, &emit)?;
+        crate::suite::run(job, seed, &emit)?;
     }
     let limit_s = job.selftests.as_ref().map_or(0, |selftests| selftests.limit_s);
     crate::suite::run_selftests(&programs, Duration::from_secs(limit_s.into()), &emit);

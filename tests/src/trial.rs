@@ -2,6 +2,7 @@
 
 use crate::call::{Skip, Verdict};
 use crate::kmsg::Kmsg;
+use crate::model::SEED_VARIABLE;
 use crate::protocol::{Outcome, TrialResult};
 use crate::race;
 use crate::scratch::Scratch;
@@ -51,22 +52,22 @@ pub fn run_here(trial: &Trial) -> ExitCode {
     }
 }
 
-/// Runs a trial in a child, and fails it if the kernel logged a splat meanwhile, whatever the body said.
-pub fn run_watched(name: &str, limit: Duration) -> TrialResult {
+/// Runs a trial in a child, and fails it if the kernel logged a splat meanwhile, whatever the body said. `seed` is that of its random choices.
+pub fn run_watched(name: &str, seed: u64, limit: Duration) -> TrialResult {
     let start = Instant::now();
-    let outcome = watched(name, limit).unwrap_or_else(|error| Outcome::Failed { why: format!("{error:#}") });
+    let outcome = watched(name, seed, limit).unwrap_or_else(|error| Outcome::Failed { why: format!("{error:#}") });
     TrialResult { name: name.into(), outcome, elapsed_ms: start.elapsed().as_millis() as u64 }
 }
 
-fn watched(name: &str, limit: Duration) -> Result<Outcome> {
+fn watched(name: &str, seed: u64, limit: Duration) -> Result<Outcome> {
     let mut log = Kmsg::mark(name)?;
-    let outcome = run_child(name, limit)?;
+    let outcome = run_child(name, seed, limit)?;
     Ok(with_splats(outcome, &splats_in(&log.records()?)))
 }
 
-fn run_child(name: &str, limit: Duration) -> Result<Outcome> {
+fn run_child(name: &str, seed: u64, limit: Duration) -> Result<Outcome> {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["trial", name]);
+    command.args(["trial", name]).env(SEED_VARIABLE, seed.to_string());
     let Ran { in_time, status, said } = run_limited(command, limit)?;
     let said = said.trim_end().to_owned();
     Ok(match (in_time, status) {

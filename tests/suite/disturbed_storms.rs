@@ -354,9 +354,7 @@ fn mounts_that_are_kept_are_seen_as_a_leak(s: &Scratch) -> Verdict {
     let seen = leak::judge(before, Footprint::now()?, bound);
     ensure!(seen.is_err(), "{kept} mounts more are not seen");
     s.umount_lazily("kept")?;
-    leak::judge(before, leak::settled(before, bound)?, bound)
-        .map_err(anyhow::Error::msg)
-        .context("after they are gone")
+    leak::judge(before, leak::settled(before, bound)?, bound).map_err(anyhow::Error::msg).context("after they are gone")
 }
 
 /// What no bound sees: one mount of "disk", which nobody does.

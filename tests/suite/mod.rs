@@ -93,7 +93,7 @@ const AREAS: &[&[Trial]] = &[
 ///
 /// # Errors
 /// When the job names no trial, or gives none of them any time.
-pub fn run(job: &SuiteJob, emit: &dyn Fn(GuestEvent)) -> Result<()> {
+pub fn run(job: &SuiteJob, seed: u64, emit: &dyn Fn(GuestEvent)) -> Result<()> {
     let chosen = chosen(job)?;
     ensure!(job.trial_limit_s > 0, "a trial_limit_s of 0 gives no trial any time");
     let limit = Duration::from_secs(job.trial_limit_s.into());
@@ -101,7 +101,8 @@ pub fn run(job: &SuiteJob, emit: &dyn Fn(GuestEvent)) -> Result<()> {
     let (sender, heard) = channel();
     let over = Arc::new(AtomicBool::new(false));
     let last_failure = job.until_failure.then_some(&over);
-    let mimicked = chosen.into_iter().map(|trial| mimic(trial, limit, sender.clone(), last_failure.cloned())).collect();
+    let mimicked =
+        chosen.into_iter().map(|trial| mimic(trial, seed, limit, sender.clone(), last_failure.cloned())).collect();
     drop(sender);
     std::thread::scope(|scope| {
         // One at a time: the kernel's log is attributed to the trial that runs. No colours: what a guest prints is a log.
@@ -170,6 +171,7 @@ fn chosen(job: &SuiteJob) -> Result<Vec<Trial>> {
 /// `over`, if there is one, is set by the first trial that fails; the trials after it do not run.
 fn mimic(
     trial: Trial,
+    seed: u64,
     limit: Duration,
     events: Sender<GuestEvent>,
     over: Option<Arc<AtomicBool>>,
@@ -183,7 +185,7 @@ fn mimic(
             let begun = GuestEvent::Note { text: format!("{MARKER}{}", trial.name) };
             events.send(begun).map_err(|_| Failed::from("nobody waits for the outcome"))?;
         }
-        let result = run_watched(trial.name, limit);
+        let result = run_watched(trial.name, seed, limit);
         let outcome = result.outcome.clone();
         if let (Outcome::Failed { .. }, Some(over)) = (&outcome, &over) {
             over.store(true, Ordering::Relaxed);
@@ -230,13 +232,13 @@ mod tests {
     #[test]
     fn a_filter_that_fits_nothing_is_an_error() {
         let job = SuiteJob { filter: Some("no such trial".into()), trial_limit_s: 1, ..SuiteJob::default() };
-        let error = run(&job, &|_| {}).unwrap_err().to_string();
+        let error = run(&job, 1, &|_| {}).unwrap_err().to_string();
         assert!(error.contains("no such trial"), "{error}");
     }
 
     #[test]
     fn a_job_without_time_is_an_error() {
-        assert!(run(&SuiteJob::default(), &|_| {}).is_err());
+        assert!(run(&SuiteJob::default(), 1, &|_| {}).is_err());
     }
 
     #[test]

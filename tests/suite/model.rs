@@ -1,5 +1,5 @@
 //! Random operations in the kernel and in the model of mount trees: alike after each of them, or the shortest sequence that shows the
-//! difference. LAB_SEED and LAB_CASES of the environment make another run, or a longer one.
+//! difference. The job's seed makes another run; by hand, LAB_SEED and LAB_CASES of the environment do, or a longer one.
 
 use super::trials;
 use anyhow::{Result, ensure};

@@ -167,6 +167,9 @@ pub struct TestFlags {
     /// Run only trials whose name contains this
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
+    /// Seed of the suite's random operations and of the small storms
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "no_guests")]
+    pub seed: u64,
     /// Leave out the guests: unit tests, lints and series checks that need no kernel build
     #[arg(long)]
     pub no_guests: bool,

@@ -16,7 +16,7 @@ mod strategy;
 mod view;
 
 pub use ops::{Kind, Op, Place};
-pub use strategy::{ops, seed, seeded_runner};
+pub use strategy::{SEED_VARIABLE, ops, seed, seeded_runner};
 pub use view::{Raw, View};
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,7 +4,10 @@ use super::{Kind, Op, Place};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// The seed of a run without LAB_SEED.
+/// Environment variable with the seed of a trial's random choices: the suite sets it to the job's.
+pub const SEED_VARIABLE: &str = "LAB_SEED";
+
+/// The seed of a trial that is run by hand, without LAB_SEED.
 const SEED: u64 = 1;
 
 /// Sequences that proptest tries at most to make a failing one smaller: each is a run in a kernel.
@@ -12,7 +15,7 @@ const SHRINK_STEPS: u32 = 300;
 
 /// The seed of this run: LAB_SEED of the environment, or always the same.
 pub fn seed() -> u64 {
-    std::env::var("LAB_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(SEED)
+    std::env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok()).unwrap_or(SEED)
 }
 
 /// A runner of `cases` sequences that a seed decides; LAB_CASES of the environment overrides their number.

@@ -277,7 +277,7 @@ impl<'a> Lab<'a> {
         let dir = self.dir(kernel).join(what);
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let job = Job { protocol: PROTOCOL, seed: 1, work };
+        let job = Job { protocol: PROTOCOL, seed: self.flags.seed, work };
         let limits = LIMITS.times(self.slower(machine) * machine.patience());
         let boot = Boot {
             kernel: Some(kernel),
