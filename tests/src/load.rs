@@ -34,6 +34,11 @@ fn run_one(load: &Load) -> Result<Duration> {
             let left = AtomicU32::new(sections);
             together(threads, &|_| while lock.section(&left, section_insns) {})
         }
+        Load::QueuedLock { threads, section_insns, sections } => {
+            let lock = QueuedLock::new(threads);
+            let left = AtomicU32::new(sections);
+            together(threads, &|me| while lock.section(me, &left, section_insns) {})
+        }
         Load::Handover { rounds } => handover(rounds),
     }
 }
@@ -51,13 +56,75 @@ impl Spinlock {
                 std::hint::spin_loop();
             }
         }
-        let count = left.load(Ordering::Relaxed);
-        if count > 0 {
-            left.store(count - 1, Ordering::Relaxed);
-            sys::spin_insns(insns);
-        }
+        let passed = pass(left, insns);
         self.0.store(false, Ordering::Release);
-        count > 0
+        passed
+    }
+}
+
+/// One section if one is left, under a lock; says whether it was.
+fn pass(left: &AtomicU32, insns: u64) -> bool {
+    let count = left.load(Ordering::Relaxed);
+    if count > 0 {
+        left.store(count - 1, Ordering::Relaxed);
+        sys::spin_insns(insns);
+    }
+    count > 0
+}
+
+/// A lock with a queue before it (Mellor-Crummey and Scott, "Algorithms for Scalable Synchronization on Shared-Memory Multiprocessors", 1991),
+/// whose head waits for the lock itself, as that of the kernel's qspinlock does. Places are threads by their number, and 0 is nobody.
+struct QueuedLock {
+    held: AtomicBool,
+    tail: AtomicU32,
+    places: Vec<Place>,
+}
+
+#[derive(Default)]
+#[repr(align(64))]
+struct Place {
+    is_head: AtomicBool,
+    next: AtomicU32,
+}
+
+impl QueuedLock {
+    fn new(threads: u32) -> QueuedLock {
+        let places = (0..=threads).map(|_| Place::default()).collect();
+        QueuedLock { held: AtomicBool::new(false), tail: AtomicU32::new(0), places }
+    }
+
+    fn section(&self, thread: u32, left: &AtomicU32, insns: u64) -> bool {
+        self.lock(thread + 1);
+        let passed = pass(left, insns);
+        self.held.store(false, Ordering::Release);
+        passed
+    }
+
+    fn lock(&self, me: u32) {
+        let place = &self.places[me as usize];
+        place.is_head.store(false, Ordering::Relaxed);
+        place.next.store(0, Ordering::Relaxed);
+        let before = self.tail.swap(me, Ordering::AcqRel);
+        if before != 0 {
+            self.places[before as usize].next.store(me, Ordering::Release);
+            while !place.is_head.load(Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+        }
+        while self.held.load(Ordering::Acquire) {
+            std::hint::spin_loop();
+        }
+        // Only the head of the queue comes here.
+        self.held.store(true, Ordering::Relaxed);
+        if self.tail.compare_exchange(me, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            return;
+        }
+        let mut next = place.next.load(Ordering::Acquire);
+        while next == 0 {
+            std::hint::spin_loop();
+            next = place.next.load(Ordering::Acquire);
+        }
+        self.places[next as usize].is_head.store(true, Ordering::Release);
     }
 }
 
@@ -121,6 +188,7 @@ mod tests {
         for load in [
             Load::Spinners { threads: 2, insns: 10_000 },
             Load::Spinlock { threads: 2, section_insns: 100, sections: 50 },
+            Load::QueuedLock { threads: 2, section_insns: 100, sections: 50 },
             Load::Handover { rounds: 20 },
         ] {
             assert!(run_one(&load).unwrap() > Duration::ZERO, "{load:?}");
@@ -132,6 +200,18 @@ mod tests {
         let (lock, left) = (Spinlock::default(), AtomicU32::new(3));
         let passed = (0..5).filter(|_| lock.section(&left, 10)).count();
         assert_eq!(passed, 3);
+    }
+
+    #[test]
+    fn a_queued_lock_lets_one_in_at_a_time_and_so_many_in_all() {
+        let (lock, left) = (QueuedLock::new(2), AtomicU32::new(2000));
+        let passed = std::thread::scope(|scope| {
+            // `pass` counts down in two steps: what two threads did at once would be counted once.
+            let shift = |me| (0..).take_while(|_| lock.section(me, &left, 10)).count();
+            let threads: Vec<_> = (0..2).map(|me| scope.spawn(move || shift(me))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>()
+        });
+        assert_eq!(passed, 2000);
     }
 
     #[test]

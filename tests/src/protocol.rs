@@ -304,6 +304,16 @@ pub enum Load {
         /// Sections in all.
         sections: u32,
     },
+    /// The same under a lock whose waiters queue, as those of the kernel's spinlocks and semaphores do: each waits first for its turn, then for
+    /// the holder.
+    QueuedLock {
+        /// Threads, one on each CPU from 0.
+        threads: u32,
+        /// Instructions of the section.
+        section_insns: u64,
+        /// Sections in all.
+        sections: u32,
+    },
     /// Two threads that sleep and wake each other in turn.
     Handover {
         /// Wake-ups of each.
