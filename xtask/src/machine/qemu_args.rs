@@ -273,6 +273,10 @@ mod tests {
         let args = built(Accel::Simulated, "smoke", &[]);
         assert_has(&args, &["-accel tcg,thread=multi,tb-size=512", "tsc=reliable tsc_early_khz=1000000", "-seed 1"]);
         assert!(!built(Accel::Tcg, "smoke", &[]).contains("tsc=reliable") && !args.contains("stall_timeout"));
+        // A hypervisor that shows itself makes spinlocks unfair.
+        for topology in ["smoke", "r5.metal"] {
+            assert_has(&built(Accel::Simulated, topology, &[]), &["-cpu max,hypervisor=off"]);
+        }
     }
 
     #[test]
