@@ -42,8 +42,8 @@ const BASIC: u64 = 0x1 | 0x2;
 /// Mounts that one turn of the listmount reader asks about.
 const LISTED: usize = 64;
 
-/// How often openat2(2) is asked again before that is taken for a kernel that never answers. A storm of seconds on many CPUs has it asked
-/// some thousands of times in all.
+/// How often openat2(2) is asked again in one look before that is taken for a kernel that never answers: some seconds of calls that do nothing
+/// else.
 const MOST_AGAIN: u64 = 1_000_000;
 
 /// What one reader has seen.
