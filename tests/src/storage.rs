@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 /// The folder that all of the lab's mounts lie in: a tmpfs that the guest has mounted over it.
 pub const BASE: &str = "/tmp";
 
-/// How long the storm's file system may stay busy after the storm: the kernel lets go of mounts in the background.
-const BUSY_LIMIT: Duration = Duration::from_secs(10);
+/// How long a file system may stay busy, or its superblock there, that nobody uses: the kernel lets go of mounts in the background.
+pub const BUSY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Most superblocks that are made to have the number of one given out again. Numbers below it that are free are taken first; nobody frees
 /// so many, or the storm's file system, which is mounted first, would have a lower one.

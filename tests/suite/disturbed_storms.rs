@@ -17,7 +17,7 @@ use mount_storms::requirement;
 use mount_storms::scratch::Scratch;
 use mount_storms::second_namespace::SecondNamespace;
 use mount_storms::shim::Shim;
-use mount_storms::storage::{self, Devices};
+use mount_storms::storage::{self, BUSY_LIMIT, Devices};
 use mount_storms::user_ns::IdMap;
 use mount_storms::workload::{self, Pass, Workload};
 use nix::errno::Errno;
@@ -45,8 +45,6 @@ const CONTAINERS: u32 = 3;
 const LAYERS: u32 = 6;
 /// Storms that are killed until one was in the middle of its work.
 const ROUNDS: usize = 40;
-/// How long a superblock may take to go that nobody uses: the kernel lets go of mounts in the background.
-const LET_GO: Duration = Duration::from_secs(10);
 const MOUNT_MAX: &str = "/proc/sys/fs/mount-max";
 
 /// Where a storm happens: a shared tmpfs with layers on it.
@@ -113,7 +111,7 @@ impl Ground<'_> {
         unmount_when_let_go(&path)?;
         // Elsewhere others mount meanwhile.
         if requirement::own_kernel().is_ok() {
-            storage::superblock_is_gone(&path, number, LET_GO)?;
+            storage::superblock_is_gone(&path, number, BUSY_LIMIT)?;
         }
         Ok(())
     }
@@ -366,5 +364,5 @@ fn a_single_one_keeps_its_superblock(s: &Scratch) -> Verdict {
     s.umount("disk")?;
     ensure!(storage::superblock_is_gone(&disk, number, Duration::ZERO).is_err(), "a mount that is kept is not seen");
     drop(kept);
-    storage::superblock_is_gone(&disk, number, LET_GO)
+    storage::superblock_is_gone(&disk, number, BUSY_LIMIT)
 }
