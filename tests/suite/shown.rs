@@ -21,6 +21,15 @@ trials!("shown":
 /// What one read(2) gets of mountinfo in small pieces, in bytes: less than a line.
 const PIECE_BYTES: usize = 64;
 
+/// The longest name of a directory, NAME_MAX in linux/limits.h, and how many of them a path below PATH_MAX has room for:
+/// a mount there has a line that takes long.
+const NAME_BYTES: usize = 255;
+const LONG_PATH_DEPTH: usize = 15;
+
+/// Changes of propagation one after the other: a look at such a line takes longer than one of them, and 64 looks, which is
+/// when the series has changes kept out (SHOW_AT_ONCE_TRIES, fs/namespace.c), take hundreds.
+const CHANGES: usize = 5_000;
+
 /// Copies that become slaves one after the other, so that most reads meet a change.
 const COPIES: usize = 8;
 
@@ -52,7 +61,9 @@ fn what_is_shown_is_not_freed(s: &Scratch) -> Verdict {
 
 fn a_mount_that_stays_is_shown_once_in_small_pieces(s: &Scratch) -> Verdict {
     s.tmpfs("disk")?;
-    let stays: Vec<String> = (0..5).map(|number| format!("stays-{number}")).collect();
+    let mut stays: Vec<String> = (0..5).map(|number| format!("stays-{number}")).collect();
+    // A line that takes long.
+    stays.push(vec!["d".repeat(NAME_BYTES); LONG_PATH_DEPTH].join("/"));
     stays.iter().try_for_each(|place| s.bind("disk", place))?;
     let points: Vec<_> = stays.iter().map(|place| s.path(place).display().to_string()).collect();
     let read = || {
@@ -63,6 +74,12 @@ fn a_mount_that_stays_is_shown_once_in_small_pieces(s: &Scratch) -> Verdict {
         rounds(|| {
             s.bind("disk", "place")?;
             Ok(s.umount("place")?)
+        })
+    })?;
+    race(read, || {
+        (0..CHANGES).try_for_each(|_| {
+            s.make("stays-0", MsFlags::MS_SHARED)?;
+            Ok(s.make("stays-0", MsFlags::MS_PRIVATE)?)
         })
     })
 }
