@@ -47,7 +47,7 @@ pub enum Part {
     GracePeriodOnDemand,
     /// `propagate_mount_busy()`, before `MNT_SYNC_UMOUNT` is set.
     BusyCheck,
-    /// `__legitimize_walked_mnt()` looks whether `->mnt_ns` is set under its new sequence.
+    /// `__legitimize_walked_mnt()` looks whether `->mnt_ns` is set under its new sequence, before it counts the reference or after.
     LookAtNamespace,
     /// `__legitimize_mnt()` looks at the sequence again when it has taken the reference.
     SecondLook,
@@ -65,6 +65,8 @@ pub enum Role {
     /// The same after the sequence has changed: takes a new one, and goes on if the mount is in a namespace under it
     /// (`__legitimize_walked_mnt()`).
     LateWalker,
+    /// The same where the sequence has changed since the reference was counted, for something else: takes a new one then.
+    CountedWalker,
     /// Has a reference that others borrow: its `->pwd`. Takes the mount from there, then as a putter (`set_fs_pwd()`).
     Lender,
     /// Begins a walk after the sequence has changed, with the mount that is the lender's `->pwd` (`path_init()`). Has no reason to ask whether
@@ -83,7 +85,7 @@ impl Role {
     pub fn references(self) -> i8 {
         match self {
             Role::Putter | Role::Copier | Role::Lender => 1,
-            Role::Walker | Role::LateWalker | Role::Borrower | Role::Stranger => 0,
+            Role::Walker | Role::LateWalker | Role::CountedWalker | Role::Borrower | Role::Stranger => 0,
             Role::Detacher | Role::Umounter => 2,
         }
     }
@@ -100,7 +102,7 @@ impl Role {
 
     /// Whether this one has the mount under RCU at the start, and no reference.
     pub fn walks(self) -> bool {
-        matches!(self, Role::Walker | Role::LateWalker)
+        matches!(self, Role::Walker | Role::LateWalker | Role::CountedWalker)
     }
 
     fn takes(self) -> bool {
@@ -147,6 +149,7 @@ impl Kernel {
             Role::Copier => function.copy(),
             Role::Walker => function.legitimize_mnt(),
             Role::LateWalker => function.legitimize_walked_mnt(),
+            Role::CountedWalker => function.legitimize_counted_mnt(),
             Role::Lender => function.set_fs_pwd(),
             Role::Borrower => function.walk_from_pwd(),
             Role::Stranger => function.change_sequence(),
@@ -334,11 +337,43 @@ impl Function<'_> {
         self.load(Word::Sequence, SEQUENCE);
         self.branch(SEQUENCE, If::IsNot(NEW as i8), gone);
         self.to.op(Op::Order(Barrier::Loads));
+        self.look_at_namespace(gone);
+        self.walk_under_new_sequence(gone);
+    }
+
+    /// `__legitimize_walked_mnt()` that comes to a new sequence after it has counted the reference. The sequence that the walk had is an older one
+    /// than any here. What goes round in the kernel, until the sequence is even and stays, gives up here. A branch leaves nothing in its register,
+    /// so the sequence is loaded once more where it is not the old one.
+    fn legitimize_counted_mnt(&mut self) {
+        let (new, contested, put, out) = (self.to.label(), self.to.label(), self.to.label(), self.to.label());
+        let counted = self.to.label();
+        self.take_reference();
+        self.load(Word::Sequence, SEQUENCE);
+        self.to.op(Op::Order(Barrier::Loads));
+        self.branch(SEQUENCE, If::IsNot(OLD as i8), new);
+        self.look_at_namespace(contested);
+        self.to.op(Op::Order(Barrier::Loads));
+        self.second_look(OLD as i8, contested);
+        self.to.op(Op::Jump(counted));
+        self.to.place(new);
+        self.load(Word::Sequence, SEQUENCE);
+        self.branch(SEQUENCE, If::IsNot(NEW as i8), contested);
+        self.to.op(Op::Order(Barrier::Loads));
+        self.look_at_namespace(contested);
+        self.to.place(counted);
+        self.finish_walk(contested, put);
+        self.legitimize_contested(put, out);
+        self.to.place(put);
+        self.use_and_put();
+        self.to.place(out);
+    }
+
+    /// Goes to `gone` if the mount is in no namespace.
+    fn look_at_namespace(&mut self, gone: Label) {
         if self.kernel.has(Part::LookAtNamespace) {
             self.load(Word::Ns, SEEN);
             self.branch(SEEN, If::Is(0), gone);
         }
-        self.walk_under_new_sequence(gone);
     }
 
     /// The rest of a walk that began with the new sequence; places `gone`, for one that has nothing to take.
@@ -378,7 +413,7 @@ impl Function<'_> {
         self.to.place(contested);
     }
 
-    /// The end of `__legitimize_mnt()`: goes to `put` with a reference to drop, or to `out` without.
+    /// `legitimize_late()`: goes to `put` with a reference to drop, or to `out` without.
     fn legitimize_contested(&mut self, put: Label, out: Label) {
         let (look, doomed, synchronous) = (self.to.label(), self.to.label(), self.to.label());
         if self.kernel.has(Part::LookAtDeath) {

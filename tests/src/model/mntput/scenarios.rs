@@ -4,7 +4,7 @@ use super::explore::{Found, explore};
 use super::machine::{Machine, Violation};
 use super::program::{Assembler, Barrier, Op, Program, Thing, Word};
 use super::protocol::{Kernel, Part, Role};
-use Role::{Borrower, Copier, Detacher, LateWalker, Lender, Putter, Stranger, Umounter, Walker};
+use Role::{Borrower, Copier, CountedWalker, Detacher, LateWalker, Lender, Putter, Stranger, Umounter, Walker};
 
 /// Who has to do with a mount at once.
 type Scenario = &'static [Role];
@@ -39,12 +39,21 @@ const UMOUNT_LATE_WALKER: Scenario = &[Umounter, LateWalker];
 const LATE: [Scenario; 4] =
     [UMOUNT_LATE_WALKER, &[Detacher, LateWalker], &[Umounter, Putter, LateWalker], &[Detacher, Putter, LateWalker]];
 
+const UMOUNT_COUNTED_WALKER: Scenario = &[Umounter, CountedWalker];
+/// A walker whose sequence changed after it had counted its reference asks again, before the umount, beside it or after it.
+const COUNTED: [Scenario; 4] = [
+    UMOUNT_COUNTED_WALKER,
+    &[Detacher, CountedWalker],
+    &[Umounter, Putter, CountedWalker],
+    &[Detacher, Putter, CountedWalker],
+];
+
 const LENT_DETACHED: Scenario = &[Detacher, Lender, Borrower];
 /// A walker begins under the sequence that the umount leaves behind, with the mount that somebody else has a reference to.
 const LENT: [Scenario; 2] = [LENT_DETACHED, &[Umounter, Lender, Borrower]];
 
 /// The least that shows what a part is for, and what happens without it.
-const NEEDS: [(Part, Scenario, Violation); 16] = [
+const NEEDS: [(Part, Scenario, Violation); 18] = [
     (Part::BarrierBeforePut, COPIER, Violation::UseAfterFree),
     (Part::BarrierAfterPut, PUTTERS, Violation::Leak),
     (Part::BarrierInCount, COPIER, Violation::NegativeCount),
@@ -58,6 +67,8 @@ const NEEDS: [(Part, Scenario, Violation); 16] = [
     (Part::Alone, UMOUNT_WALKER, Violation::Leak),
     (Part::BusyCheck, UMOUNT_PUTTER, Violation::UseAfterFree),
     (Part::LookAtNamespace, UMOUNT_LATE_WALKER, Violation::UseAfterFree),
+    (Part::LookAtNamespace, UMOUNT_COUNTED_WALKER, Violation::UseAfterFree),
+    (Part::BarrierOfWalker, UMOUNT_COUNTED_WALKER, Violation::UseAfterFree),
     (Part::SecondLook, UMOUNT_WALKER, Violation::UseAfterFree),
     (Part::GracePeriod, LENT_DETACHED, Violation::Leak),
     (Part::BarrierBeforePut, LENT_DETACHED, Violation::UseAfterFree),
@@ -107,14 +118,14 @@ fn an_unmounted_mount_dies_once_and_nobody_has_it_then() {
 
 #[test]
 fn umount_waits_for_a_grace_period_whenever_it_has_to() {
-    for roles in UMOUNTS.into_iter().chain(LATE).chain(LENT) {
+    for roles in UMOUNTS.into_iter().chain(LATE).chain(COUNTED).chain(LENT) {
         assert_holds(&kernel(roles));
     }
 }
 
 #[test]
 fn umount_that_always_waits_for_a_grace_period_stands_by_itself() {
-    for roles in UMOUNTS.into_iter().chain(LATE).filter(|roles| roles.len() == 2) {
+    for roles in UMOUNTS.into_iter().chain(LATE).chain(COUNTED).filter(|roles| roles.len() == 2) {
         assert_holds(&Kernel { without: Some(Part::GracePeriodOnDemand), ..kernel(roles) });
     }
 }
