@@ -158,10 +158,10 @@ pub struct BenchFlags {
 /// Flags of `test`.
 #[derive(Clone, Debug, Args)]
 pub struct TestFlags {
-    /// The kernel to test besides mainline
+    /// A kernel to test besides mainline, spelled as in `bench --kernel`; given more than once, each in its turn
     #[arg(long, default_value = "patched", value_name = "KERNEL")]
-    pub kernel: String,
-    /// Test each prefix of the series `patched`, from its first patch to all, instead of one kernel
+    pub kernel: Vec<String>,
+    /// Test each prefix of the series `patched`, from its first patch to all, instead of chosen kernels
     #[arg(long, conflicts_with_all = ["kernel", "no_guests", "mutants"])]
     pub each: bool,
     /// Run only trials whose name contains this

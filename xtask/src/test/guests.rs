@@ -145,11 +145,19 @@ fn leave_out_kept(
 
 /// Mainline first, because it is the reference, and what is tested against it. Mainline asked for by name is all there is to test.
 fn names(flags: &TestFlags, workshop: &Workshop<'_>) -> Result<Vec<String>> {
-    let candidates = if flags.each { workshop.prefixes("patched")?.split_off(1) } else { vec![flags.kernel.clone()] };
+    let candidates = if flags.each { workshop.prefixes("patched")?.split_off(1) } else { flags.kernel.clone() };
+    Ok(in_turn(candidates))
+}
+
+/// Mainline, then each of `candidates` once, in the order in which they were asked for.
+fn in_turn(candidates: Vec<String>) -> Vec<String> {
     let mut names = vec!["mainline".to_owned()];
-    names.extend(candidates);
-    names.dedup();
-    Ok(names)
+    for name in candidates {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// One kernel to test.
@@ -410,6 +418,15 @@ mod tests {
         assert_eq!((points(&["--filter=umount"]), points(&["--no-storms"])), (0, 0));
         let job = storms(&flags(&[]), 8).unwrap();
         assert!(job.points.iter().all(|point| (point.cpus, point.threads, point.containers) == (8, 8, 16)));
+    }
+
+    #[test]
+    fn kernels_are_tested_once_each_after_mainline() {
+        let turn = |words: &[&str]| in_turn(flags(words).kernel);
+        assert_eq!(turn(&[]), ["mainline", "patched"]);
+        assert_eq!(turn(&["--kernel=mainline"]), ["mainline"]);
+        let chosen = ["--kernel=patched@15", "--kernel=patched@2", "--kernel=patched@15"];
+        assert_eq!(turn(&chosen), ["mainline", "patched@15", "patched@2"]);
     }
 
     #[test]

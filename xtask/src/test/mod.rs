@@ -27,7 +27,8 @@ pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> 
     setup::ensure(&flags.setup, events)?;
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
-    workshop.check_names(&["mainline", &flags.kernel], &["base", &flags.lane])?;
+    let names: Vec<&str> = std::iter::once("mainline").chain(flags.kernel.iter().map(String::as_str)).collect();
+    workshop.check_names(&names, &["base", &flags.lane])?;
     let kind = MachineKind::parse(&flags.machine.machine)?;
     machine::check(&kind)?;
     let topology = bench::topology(&flags.machine, flags.machine.one_cpus()?)?;
