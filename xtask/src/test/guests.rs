@@ -143,13 +143,13 @@ fn leave_out_kept(
     Ok(())
 }
 
-/// Mainline first, because it is the reference, and what is tested against it. Mainline asked for by name is all there is to test.
+/// Mainline first, because it is the reference, and what is tested against it.
 fn names(flags: &TestFlags, workshop: &Workshop<'_>) -> Result<Vec<String>> {
     let candidates = if flags.each { workshop.prefixes("patched")?.split_off(1) } else { flags.kernel.clone() };
     Ok(in_turn(candidates))
 }
 
-/// Mainline, then each of `candidates` once, in the order in which they were asked for.
+/// Mainline, then each of `candidates` once, in the order in which they were asked for. Where that is mainline only, nothing else is tested.
 fn in_turn(candidates: Vec<String>) -> Vec<String> {
     let mut names = vec!["mainline".to_owned()];
     for name in candidates {
