@@ -6,8 +6,10 @@ use mount_storms::call::{Call, Refused, Verdict, named, same};
 use mount_storms::scratch::Scratch;
 use mount_storms::second_namespace::SecondNamespace;
 use nix::errno::Errno;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 
 trials!("names":
     a_mount_point_cannot_be_removed_or_renamed,
@@ -21,6 +23,7 @@ trials!("names":
     an_open_file_outlives_the_removal_of_its_mount_point,
     nothing_can_be_mounted_in_a_removed_directory,
     a_source_of_all_characters_is_one_field_of_mountinfo,
+    a_place_of_all_characters_is_two_fields_of_mountinfo,
 );
 
 fn rmdir(s: &Scratch, name: &str) -> Call {
@@ -151,4 +154,25 @@ fn a_source_of_all_characters_is_one_field_of_mountinfo(s: &Scratch) -> Verdict 
     let line = table.split(|byte| *byte == b'\n').find(is_ours).context("mountinfo does not show the disk")?;
     let field = line.split(|byte| *byte == b' ').rev().nth(1).context("mountinfo has few fields")?;
     same("the source", field.escape_ascii().to_string(), expected.escape_ascii().to_string())
+}
+
+fn a_place_of_all_characters_is_two_fields_of_mountinfo(s: &Scratch) -> Verdict {
+    let name: Vec<u8> = (1..=255).filter(|byte| *byte != b'/').collect();
+    s.tmpfs("disk")?;
+    let place = s.path("disk").join(OsStr::from_bytes(&name));
+    named("mkdir(disk/all characters)", fs::create_dir(&place))?;
+    named("mount(disk/all characters, itself, MS_BIND)", rustix::mount::mount_bind(&place, &place))?;
+    // fs/proc_namespace.c, show_mountinfo(): of root and mountpoint these as octal numbers, everything else as it is.
+    let escaped = |byte: &u8| match byte {
+        b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+        _ => vec![*byte],
+    };
+    let root: Vec<u8> = b"/".iter().chain(&name).flat_map(escaped).collect();
+    let point = [s.path("disk").as_os_str().as_bytes(), &root].concat();
+    let table = named("read(mountinfo)", fs::read("/proc/thread-self/mountinfo"))?;
+    let lines = table.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' ').collect::<Vec<_>>());
+    let is_ours = |fields: &Vec<&[u8]>| fields.get(3).is_some_and(|root| root.starts_with(b"/\x01"));
+    let line = lines.into_iter().find(is_ours).context("mountinfo does not show the place")?;
+    same("the root", line[3].escape_ascii().to_string(), root.escape_ascii().to_string())?;
+    same("the mountpoint", line[4].escape_ascii().to_string(), point.escape_ascii().to_string())
 }

@@ -1,6 +1,7 @@
 //! overlayfs over idmapped layers: what a container's root file system is made of.
 
 use super::trials;
+use anyhow::Context;
 use mount_storms::call::{Call, Refused, Verdict, named, same};
 use mount_storms::idmap::SHIFT;
 use mount_storms::requirement;
@@ -24,6 +25,7 @@ trials!("overlay":
     layers_with_different_idmaps_each_show_their_own_owners,
     an_overlay_is_idmapped_on_top_of_its_layers,
     a_layer_that_turns_readonly_or_goes_leaves_the_overlay_writable,
+    paths_are_shown_escaped_each_time,
 );
 
 /// A disk with `count` layers: layer N has the file "fileN", and all have the file "who" with their number in it.
@@ -193,4 +195,44 @@ fn a_layer_that_turns_readonly_or_goes_leaves_the_overlay_writable(s: &Scratch) 
     s.write("view/new", "written above")?;
     same("the layer is as it was", s.exists("disk/0/new"), false)?;
     every_layer_shows(s, 2)
+}
+
+/// Mounts an overlay of these directories at `view` and gives what mountinfo must show of them.
+fn overlay_of(s: &Scratch, lower: [&str; 2], upper: &str, work: &str, view: &str) -> anyhow::Result<String> {
+    let context = named("fsopen(overlay)", mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC))?;
+    let options = [("lowerdir+", lower[0]), ("lowerdir+", lower[1]), ("upperdir", upper), ("workdir", work)];
+    let mut shown = Vec::new();
+    for (option, name) in options {
+        let path = s.dir(name)?.display().to_string();
+        named(format!("fsconfig({option})"), mount::fsconfig_set_string(&context, option, &path))?;
+        // include/linux/seq_file.h, seq_show_option(): of a value these as octal numbers.
+        let escaped = [("\\", "\\134"), (",", "\\054"), (" ", "\\040"), ("\t", "\\011"), ("\n", "\\012")];
+        shown.push(format!("{option}={}", escaped.iter().fold(path, |path, (from, to)| path.replace(from, to))));
+    }
+    named("fsconfig(CREATE)", mount::fsconfig_create(&context))?;
+    let tree = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    s.attach(named("fsmount", tree)?, view)?;
+    Ok(shown.join(","))
+}
+
+/// The options of the superblock that is mounted at `view`: the last field of its line.
+fn superblock_options(s: &Scratch, view: &str) -> anyhow::Result<String> {
+    let table = named("read(mountinfo)", fs::read_to_string("/proc/thread-self/mountinfo"))?;
+    let point = format!(" {} ", s.path(view).display());
+    let line = table.lines().find(|line| line.contains(&point)).context("mountinfo does not show the overlay")?;
+    Ok(line.rsplit(' ').next().unwrap_or_default().to_owned())
+}
+
+fn paths_are_shown_escaped_each_time(s: &Scratch) -> Verdict {
+    requirement::overlayfs()?;
+    let plain = overlay_of(s, ["first", "second"], "upper", "work", "view")?;
+    let special = overlay_of(s, ["third", "a, \t\n\\z"], "upper2", "work2", "view2")?;
+    for _ in 0..3 {
+        for (view, expected) in [("view", &plain), ("view2", &special)] {
+            let options = superblock_options(s, view)?;
+            let paths = options.split_inclusive(',').filter(|option| option.contains("dir")).collect::<String>();
+            same("the paths", paths.trim_end_matches(','), expected.as_str())?;
+        }
+    }
+    Ok(())
 }
