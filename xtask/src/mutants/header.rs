@@ -22,15 +22,17 @@ pub struct Mutant {
     pub survives: Option<String>,
     /// Why the mistake cannot be made in the kernel at hand (`Gone-in: SERIES: ...`).
     pub gone: Option<String>,
+    /// Whether it is a mistake that only the series can make.
+    pub own: bool,
     /// Hash of its diff: what was found of another diff by this name counts no more.
     pub digest: String,
 }
 
-/// The mutant of a patch, on the kernel that has `series`.
+/// The mutant of a patch, on the kernel that has `series`; `own` if the base has none of its name.
 ///
 /// # Errors
 /// Its message does not say what it breaks.
-pub fn parse(patch: &Patch, series: Option<&str>) -> Result<Mutant> {
+pub fn parse(patch: &Patch, series: Option<&str>, own: bool) -> Result<Mutant> {
     let name = &patch.slug;
     let message: Vec<&str> = patch.text.lines().take_while(|line| *line != "---").collect();
     let values =
@@ -46,6 +48,7 @@ pub fn parse(patch: &Patch, series: Option<&str>) -> Result<Mutant> {
         seen_by: values("Seen-by: "),
         survives: paragraph(&message, "Survives: "),
         gone: series.and_then(|series| paragraph(&message, &format!("{GONE_IN}{series}: "))),
+        own,
         digest: crate::kernel::digest_of(patch.diff()),
     })
 }
@@ -78,7 +81,7 @@ pub mod tests {
 
     fn on(name: &str, mail: &str, series: Option<&str>) -> Result<Mutant> {
         let patch = Patch { slug: name.into(), text: mail.into(), files: Vec::new(), may_move: false };
-        parse(&patch, series)
+        parse(&patch, series, false)
     }
 
     const MAIL: &str = "Subject: [PATCH] mutant: x\n\nBreaks: the disk stays\nbusy for ever.\nA plausible mistake when y.\n\n\

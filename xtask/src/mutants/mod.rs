@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::event::{Event, Events};
 use crate::failure::{Exit, Failure};
 use crate::flags::TestFlags;
-use crate::kernel::{Kernel, Workshop};
+use crate::kernel::{Kernel, Patch, Workshop};
 use crate::machine::{self, Boot, BootLog, Fallback, Limits, Machine, MachineKind, Setting};
 use crate::results::plain;
 use crate::test::patience;
@@ -33,6 +33,9 @@ const LIMITS: Limits =
 /// The storm that a mutant must withstand which the suite did not see, in each profile whose calls differ. Its threads are more than the CPUs
 /// of the smallest machine.
 const STORM: small_storm::Size = small_storm::Size { threads: 4, containers: 12, layers: 5, iterations: 1 };
+
+/// The kernel whose mutants are mistakes that need no series.
+const BASE: &str = "mainline";
 
 /// Those profiles.
 const PROFILES: [Profile; 3] = [Profile::Detach, Profile::Common, Profile::Recursive];
@@ -74,13 +77,15 @@ pub fn mutants(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exi
         println!("{}", told(finding));
     }
     println!("{}", findings.summary(&all));
-    Ok(if findings.enough() { Exit::Success } else { Exit::Regression })
+    Ok(if findings.enough(&all) { Exit::Success } else { Exit::Regression })
 }
 
 /// Every mutant of a kernel of the checkout.
 fn all(workshop: &Workshop<'_>, kernel: &str) -> Result<Vec<Mutant>> {
     let (patches, series) = workshop.mutants(kernel)?;
-    patches.iter().map(|patch| header::parse(patch, series.as_deref())).collect()
+    let (base, _) = workshop.mutants(BASE)?;
+    let is_own = |patch: &Patch| base.iter().all(|other| other.slug != patch.slug);
+    patches.iter().map(|patch| header::parse(patch, series.as_deref(), is_own(patch))).collect()
 }
 
 /// Those that `flags` name, or all of the lane.

@@ -13,7 +13,8 @@ use std::path::Path;
 /// Version of `mutants.json`.
 const VERSION: u32 = 1;
 
-/// Of so many mutants that were judged, [`KILLED_OF`].1, so many must be killed.
+/// Of so many mutants of the base that were judged, [`KILLED_OF`].1, so many must be killed. A series' own are mistakes that were looked for in
+/// its narrowest places, and some are for a model alone to see: of those each that survives must say why.
 const KILLED_OF: (usize, usize) = (18, 20);
 
 /// What was found of one mutant.
@@ -163,14 +164,32 @@ impl Findings {
 
     /// How many were killed, and how many judged.
     pub fn score(&self) -> (usize, usize) {
-        let killed = self.findings.iter().filter(|finding| finding.is_killed()).count();
-        (killed, self.findings.len())
+        self.score_of(|_| true)
     }
 
-    /// Whether enough of those judged were killed, and any were.
-    pub fn enough(&self) -> bool {
-        let (killed, judged) = self.score();
-        judged > 0 && killed * KILLED_OF.1 >= judged * KILLED_OF.0
+    fn score_of(&self, is_meant: impl Fn(&Finding) -> bool) -> (usize, usize) {
+        let meant = || self.findings.iter().filter(|finding| is_meant(finding));
+        (meant().filter(|finding| finding.is_killed()).count(), meant().count())
+    }
+
+    /// The same of the mistakes that only the series can make, if `own`, and else of the others.
+    fn score_by(&self, mutants: &[Mutant], own: bool) -> (usize, usize) {
+        let is_own = |finding: &Finding| mutants.iter().any(|mutant| mutant.name == finding.mutant && mutant.own);
+        self.score_of(|finding| is_own(finding) == own)
+    }
+
+    /// Mutants that were judged, survived, and do not say why.
+    fn unexplained(&self, mutants: &[Mutant]) -> usize {
+        let says_why =
+            |finding: &Finding| mutants.iter().any(|mutant| mutant.name == finding.mutant && mutant.survives.is_some());
+        self.findings.iter().filter(|finding| !finding.is_killed() && !says_why(finding)).count()
+    }
+
+    /// Whether any were judged, enough of the base's were killed, and each that survived says why.
+    pub fn enough(&self, mutants: &[Mutant]) -> bool {
+        let (killed, judged) = self.score_by(mutants, false);
+        let is_base_seen = killed * KILLED_OF.1 >= judged * KILLED_OF.0;
+        !self.findings.is_empty() && is_base_seen && self.unexplained(mutants) == 0
     }
 
     /// Writes the file for programs and the table into a folder.
@@ -204,6 +223,7 @@ impl Findings {
         let gone = mutants.iter().filter(|mutant| mutant.gone.is_some()).count();
         let old = self.findings.iter().filter(|finding| self.is_old(finding)).count();
         let rest: String = [
+            (self.unexplained(mutants), "survived and do not say why"),
             (mutants.len().saturating_sub(judged + gone), "were not run"),
             (old, "were judged on an earlier state of the series"),
             (gone, "are mistakes that cannot be made there"),
@@ -212,7 +232,15 @@ impl Findings {
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("; {count} {what}"))
         .collect();
-        format!("{killed} of {judged} mutants killed, at least {} of {} must be{rest}", KILLED_OF.0, KILLED_OF.1)
+        let ((base, of_base), (own, of_own)) = (self.score_by(mutants, false), self.score_by(mutants, true));
+        let by = match of_own {
+            0 => String::new(),
+            _ => format!(" ({base} of {of_base} of the base's, {own} of {of_own} of the series' own)"),
+        };
+        let (least, of) = KILLED_OF;
+        format!(
+            "{killed} of {judged} mutants killed{by}, at least {least} of {of} of the base's must be, and who survives must say why{rest}"
+        )
     }
 
     /// Whether the series has changed since.
@@ -285,10 +313,37 @@ mod tests {
         findings
     }
 
+    /// Mutants by the names that [`found`] gives them; those that survive say why.
+    fn named(killed: usize, survived: usize) -> Vec<Mutant> {
+        let said = |n| Mutant { survives: Some("some instructions".into()), ..mutant(&format!("s{n}")) };
+        (0..killed).map(|n| mutant(&format!("k{n}"))).chain((0..survived).map(said)).collect()
+    }
+
     #[test]
-    fn nine_of_ten_must_be_killed() {
-        assert!(found(18, 2).enough() && found(9, 1).enough());
-        assert!(!found(17, 3).enough() && !found(17, 2).enough() && !found(0, 0).enough());
+    fn nine_of_ten_of_the_base_must_be_killed() {
+        let enough = |killed, survived| found(killed, survived).enough(&named(killed, survived));
+        assert!(enough(18, 2) && enough(9, 1));
+        assert!(!enough(17, 3) && !enough(17, 2) && !enough(0, 0));
+    }
+
+    #[test]
+    fn of_the_series_own_who_survives_must_say_why() {
+        let mut mutants = named(9, 3);
+        mutants
+            .iter_mut()
+            .filter(|mutant| mutant.name != "s0")
+            .for_each(|mutant| mutant.own = mutant.survives.is_some());
+        let findings = found(9, 3);
+        assert!(findings.enough(&mutants));
+        let told = "9 of 12 mutants killed (9 of 10 of the base's, 0 of 2 of the series' own), at least 18 of 20 of the base's";
+        assert!(findings.summary(&mutants).starts_with(told), "{}", findings.summary(&mutants));
+        mutants[11].survives = None;
+        assert!(!findings.enough(&mutants));
+        assert!(
+            findings.summary(&mutants).ends_with("; 1 survived and do not say why"),
+            "{}",
+            findings.summary(&mutants)
+        );
     }
 
     #[test]
@@ -318,7 +373,7 @@ mod tests {
             "holds on patched,",
             "| k0 | a \\| b | lockdep | a::b | EBUSY |",
             "| g | a \\| b | lockdep | cannot be made | no such code |",
-            "1 of 1 mutants killed, at least 18 of 20 must be; 1 are mistakes that cannot be made there\n",
+            "1 of 1 mutants killed, at least 18 of 20 of the base's must be, and who survives must say why; 1 are mistakes that cannot be made there\n",
         ] {
             assert!(text.contains(part), "{part} is missing in: {text}");
         }
@@ -336,7 +391,8 @@ mod tests {
         assert!(text.contains("| k0 | a \\| b | lockdep | a::b | EBUSY |"), "{text}");
         assert!(text.contains("| s0 | a \\| b | lockdep | **survived** | unseen |"), "{text}");
         assert!(text.contains("| x | a \\| b | lockdep | not run |  |"), "{text}");
-        assert!(text.ends_with("1 of 2 mutants killed, at least 18 of 20 must be; 1 were not run\n"), "{text}");
+        let told = "1 of 2 mutants killed, at least 18 of 20 of the base's must be, and who survives must say why; 1 survived and do not say why; 1 were not run\n";
+        assert!(text.ends_with(told), "{text}");
     }
 
     #[test]
