@@ -30,12 +30,12 @@ const TRIAL_LIMIT_S: u32 = 40;
 const LIMITS: Limits =
     Limits { hello: Duration::from_secs(120), silence: Duration::from_secs(75), total: Duration::from_secs(900) };
 
+/// The kernel whose mutants are mistakes that need no series.
+const BASE: &str = "mainline";
+
 /// The storm that a mutant must withstand which the suite did not see, in each profile whose calls differ. Its threads are more than the CPUs
 /// of the smallest machine.
 const STORM: small_storm::Size = small_storm::Size { threads: 4, containers: 12, layers: 5, iterations: 1 };
-
-/// The kernel whose mutants are mistakes that need no series.
-const BASE: &str = "mainline";
 
 /// Those profiles.
 const PROFILES: [Profile; 3] = [Profile::Detach, Profile::Common, Profile::Recursive];
@@ -43,8 +43,8 @@ const PROFILES: [Profile; 3] = [Profile::Detach, Profile::Common, Profile::Recur
 /// Runs the mutants that `flags` choose, writes what was found of them under `results/`, and prints the table.
 ///
 /// # Errors
-/// A mutant that is not there, does not build, or whose machine went away. One that survives is counted, and too many make the
-/// exit code 1.
+/// A mutant that is not there, does not build, or whose machine went away. One that survives is counted; too many of the base's,
+/// or one that does not say why, make the exit code 1.
 pub fn mutants(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
     setup::ensure(&flags.setup, events)?;
     let cache = Cache::lock()?;

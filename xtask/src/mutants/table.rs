@@ -17,6 +17,9 @@ const VERSION: u32 = 1;
 /// its narrowest places, and some are for a model alone to see: of those each that survives must say why.
 const KILLED_OF: (usize, usize) = (18, 20);
 
+/// Of kills that do not count yet.
+const UNCONFIRMED: &str = "were not yet held against the kernel that is not broken";
+
 /// What was found of one mutant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
@@ -182,7 +185,8 @@ impl Findings {
     fn unexplained(&self, mutants: &[Mutant]) -> usize {
         let says_why =
             |finding: &Finding| mutants.iter().any(|mutant| mutant.name == finding.mutant && mutant.survives.is_some());
-        self.findings.iter().filter(|finding| !finding.is_killed() && !says_why(finding)).count()
+        let survived = |finding: &&Finding| matches!(finding.verdict, Verdict::Survived { .. });
+        self.findings.iter().filter(survived).filter(|finding| !says_why(finding)).count()
     }
 
     /// Whether any were judged, enough of the base's were killed, and each that survived says why.
@@ -224,6 +228,7 @@ impl Findings {
         let old = self.findings.iter().filter(|finding| self.is_old(finding)).count();
         let rest: String = [
             (self.unexplained(mutants), "survived and do not say why"),
+            (self.findings.iter().filter(|finding| !finding.confirmed).count(), UNCONFIRMED),
             (mutants.len().saturating_sub(judged + gone), "were not run"),
             (old, "were judged on an earlier state of the series"),
             (gone, "are mistakes that cannot be made there"),
@@ -410,6 +415,11 @@ mod tests {
         findings.put(Finding { confirmed: false, ..finding("k0", true) });
         assert_eq!((findings.score(), findings.unconfirmed("kasan").len()), ((0, 2), 0));
         assert!(findings.markdown(&[mutant("k0")]).contains("| a::b, not yet held against mainline |"));
+        let told = findings.summary(&[mutant("k0"), mutant("s0")]);
+        assert!(
+            told.contains("; 1 survived and do not say why; 1 were not yet held against the kernel that is not broken"),
+            "{told}"
+        );
         assert_eq!(findings.unconfirmed("lockdep"), BTreeSet::from(["a::b".to_owned()]));
         let passed = TrialResult { name: "a::b".into(), outcome: Outcome::Passed, elapsed_ms: 1 };
         findings.confirm("lockdep", &[GuestEvent::Trial(passed)]);
