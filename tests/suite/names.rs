@@ -137,17 +137,19 @@ fn removing_the_place_elsewhere_spares_mounts_of_the_same_disk(s: &Scratch) -> V
     s.mounted_are(&["home", "view", "whole"])
 }
 
+/// A field of mountinfo: characters of `special` as octal numbers, everything else as it is.
+fn escaped(text: &[u8], special: &[u8]) -> Vec<u8> {
+    let shown = |byte: &u8| if special.contains(byte) { format!("\\{byte:03o}").into_bytes() } else { vec![*byte] };
+    text.iter().flat_map(shown).collect()
+}
+
 fn a_source_of_all_characters_is_one_field_of_mountinfo(s: &Scratch) -> Verdict {
     let source: Vec<u8> = (1..=255).collect();
     let at = s.dir("disk")?;
     let flags = rustix::mount::MountFlags::empty();
     named("mount(all characters, disk, tmpfs)", rustix::mount::mount(&source[..], &at, "tmpfs", flags, c""))?;
-    // fs/proc_namespace.c, mangle(): these as octal numbers, everything else as it is.
-    let escaped = |byte: &u8| match byte {
-        b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
-        _ => vec![*byte],
-    };
-    let expected: Vec<u8> = source.iter().flat_map(escaped).collect();
+    // fs/proc_namespace.c, mangle().
+    let expected = escaped(&source, b" \t\n\\#");
     let table = named("read(mountinfo)", fs::read("/proc/thread-self/mountinfo"))?;
     let point = format!(" {} ", at.display());
     let is_ours = |line: &&[u8]| line.windows(point.len()).any(|part| part == point.as_bytes());
@@ -162,12 +164,8 @@ fn a_place_of_all_characters_is_two_fields_of_mountinfo(s: &Scratch) -> Verdict 
     let place = s.path("disk").join(OsStr::from_bytes(&name));
     named("mkdir(disk/all characters)", fs::create_dir(&place))?;
     named("mount(disk/all characters, itself, MS_BIND)", rustix::mount::mount_bind(&place, &place))?;
-    // fs/proc_namespace.c, show_mountinfo(): of root and mountpoint these as octal numbers, everything else as it is.
-    let escaped = |byte: &u8| match byte {
-        b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
-        _ => vec![*byte],
-    };
-    let root: Vec<u8> = b"/".iter().chain(&name).flat_map(escaped).collect();
+    // fs/proc_namespace.c, show_mountinfo(), of root and mountpoint.
+    let root = escaped(&[b"/", &name[..]].concat(), b" \t\n\\");
     let point = [s.path("disk").as_os_str().as_bytes(), &root].concat();
     let table = named("read(mountinfo)", fs::read("/proc/thread-self/mountinfo"))?;
     let lines = table.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' ').collect::<Vec<_>>());
