@@ -249,14 +249,15 @@ fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<
     Ok(rows)
 }
 
-/// What the intervals say. An effect that the A/A control shows as well is none.
+/// What the intervals say. An effect no larger than what the A/A control shows is none, whichever way it goes: chance has no direction.
 pub fn verdict(ratio: f64, ci: [f64; 2], aa: [f64; 2], margin: f64, higher_is_better: bool) -> Verdict {
     let (low, high) = (1.0 / (1.0 + margin), 1.0 + margin);
     if low <= ci[0] && ci[1] <= high {
         return Verdict::Equivalent;
     }
     let excludes_one = ci[0] > 1.0 || ci[1] < 1.0;
-    let beyond_control = ratio < aa[0] || ratio > aa[1];
+    let shown_by_control = aa[0].ln().abs().max(aa[1].ln().abs());
+    let beyond_control = ratio.ln().abs() > shown_by_control;
     if !excludes_one || !beyond_control {
         return Verdict::Inconclusive;
     }
@@ -377,6 +378,9 @@ mod tests {
         assert_eq!(of(1.03, [1.01, 1.04], aa), Verdict::Equivalent);
         assert_eq!(of(1.1, [0.9, 1.3], aa), Verdict::Inconclusive);
         assert_eq!(of(1.1, [1.05, 1.15], [0.85, 1.2]), Verdict::Inconclusive);
+        assert_eq!(of(0.92, [0.87, 0.98], [0.76, 0.81]), Verdict::Inconclusive);
+        assert_eq!(of(1.1, [1.05, 1.15], [0.85, 1.01]), Verdict::Inconclusive);
+        assert_eq!(of(1.3, [1.2, 1.4], [0.85, 1.01]), Verdict::Faster);
         assert_eq!(verdict(0.7, [0.6, 0.8], aa, 0.05, false), Verdict::Faster);
     }
 

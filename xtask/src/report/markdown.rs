@@ -16,7 +16,7 @@ use std::process::Command;
 const READING: &str = "\
 A boot is one observation; iterations within a boot are averaged. Kernels take turns, in a seeded, balanced order. The interval is a 95 % \
 bootstrap interval of the ratio over boots. The A/A control is the baseline measured a second time, as if it were a candidate: an \
-effect inside its interval is none. *Faster* and *slower* need an interval that excludes 1 and an effect beyond the control; \
+effect no larger than its interval shows, in either direction, is none. *Faster* and *slower* need an interval that excludes 1 and an effect beyond the control; \
 *equivalent* means that the whole interval lies within the margin; anything else is *inconclusive*. A storm of the profile `paths` starts no containers: what is counted there are rounds of 1000 calls.";
 
 /// The report.
