@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 /// Version of `comparison.json`.
 pub const COMPARISON_VERSION: u32 = 1;
 
+/// The quantiles that are told, and how many values each needs so that it is not just the largest of them.
+pub const QUANTILES: [(&str, f64, u64); 3] = [("p50", 0.5, 2), ("p99", 0.99, 100), ("p999", 0.999, 1000)];
+
 /// `comparison.json`: the stable face for scripts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
@@ -66,7 +69,7 @@ pub struct Row {
     pub candidate: f64,
     /// candidate / baseline.
     pub ratio: f64,
-    /// 95 % bootstrap interval of the ratio, over boots.
+    /// 95 % interval of the ratio, over boots: [`crate::stats::ratio_ci95`].
     pub ratio_ci95: [f64; 2],
     /// The same interval for the A/A control: control / baseline.
     pub aa_ratio_ci95: [f64; 2],
@@ -78,11 +81,11 @@ pub struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The candidate is better, beyond doubt and margin.
+    /// The candidate is better, beyond doubt and the control.
     Faster,
-    /// The candidate is worse, beyond doubt and margin.
+    /// The candidate is worse, beyond doubt and the control.
     Slower,
-    /// The whole interval lies within the margin.
+    /// The whole interval lies within the margin, and the control's reaches into it.
     Equivalent,
     /// The samples do not decide.
     Inconclusive,
@@ -214,7 +217,14 @@ fn failed_oracle(samples: &[&StoredSample], manifest: &Manifest, candidate: &str
 
 fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (metric, values) in metrics(samples)? {
+    let metrics = metrics(samples)?;
+    let boots: BTreeMap<Arm, usize> =
+        metrics.first().into_iter().flat_map(|(_, values)| values).map(|(arm, values)| (*arm, values.len())).collect();
+    for (metric, values) in metrics {
+        // A metric that some boots lack (nobody looked there, or too few did) is left out: those are not any boots, but the fast ones.
+        if values.iter().any(|(arm, values)| boots.get(arm) != Some(&values.len())) {
+            continue;
+        }
         // The host machine has no candidate: there the control alone is shown against the baseline. Nowhere else does it stand in for one.
         let in_its_place = if run.manifest.candidate.is_some() { Arm::Candidate } else { Arm::Control };
         let candidate = values.get(&in_its_place);
@@ -223,8 +233,7 @@ fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<
         else {
             continue;
         };
-        let seed = run.manifest.seed;
-        let (ratio_ci95, aa_ratio_ci95) = (ratio_ci95(candidate, baseline, seed), ratio_ci95(control, baseline, seed));
+        let (ratio_ci95, aa_ratio_ci95) = (ratio_ci95(candidate, baseline), ratio_ci95(control, baseline));
         let ratio = mean(candidate) / mean(baseline);
         let higher_is_better = metric == MAIN_METRIC;
         rows.push(Row {
@@ -252,8 +261,9 @@ fn rows(point: &StormPoint, samples: &[&StoredSample], run: &Run) -> Result<Vec<
 /// What the intervals say. An effect no larger than what the A/A control shows is none, whichever way it goes: chance has no direction.
 pub fn verdict(ratio: f64, ci: [f64; 2], aa: [f64; 2], margin: f64, higher_is_better: bool) -> Verdict {
     let (low, high) = (1.0 / (1.0 + margin), 1.0 + margin);
+    let control_agrees = aa[0] <= high && low <= aa[1];
     if low <= ci[0] && ci[1] <= high {
-        return Verdict::Equivalent;
+        return if control_agrees { Verdict::Equivalent } else { Verdict::Inconclusive };
     }
     let excludes_one = ci[0] > 1.0 || ci[1] < 1.0;
     let shown_by_control = aa[0].ln().abs().max(aa[1].ln().abs());
@@ -275,9 +285,9 @@ fn metrics(samples: &[&StoredSample]) -> Result<Vec<(String, ByArm)>> {
         throughput.entry(arm).or_default().push(mean(&rates));
         let calls = samples.iter().flat_map(|sample| &sample.calls).map(|(call, latency)| (call.as_str(), latency));
         for (call, histogram) in merged(calls)? {
-            for (suffix, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+            for (suffix, value) in quantiles(&histogram) {
                 let values = latencies.entry(format!("{call}_latency_ns_{suffix}")).or_default();
-                values.entry(arm).or_default().push(histogram.value_at_quantile(quantile) as f64);
+                values.entry(arm).or_default().push(value);
             }
         }
         for (metric, value) in reader_metrics(&samples)? {
@@ -299,16 +309,23 @@ fn reader_metrics(samples: &[&Sample]) -> Result<Vec<(String, f64)>> {
     let before = merged(readers().filter_map(|(name, seen)| Some((name.as_str(), seen.before.as_ref()?))))?;
     let mut metrics = Vec::new();
     for (name, during) in &during {
-        for (suffix, quantile) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
-            let value = during.value_at_quantile(quantile) as f64;
+        let in_quiet: BTreeMap<&str, f64> = before.get(name).into_iter().flat_map(quantiles).collect();
+        for (suffix, value) in quantiles(during) {
             metrics.push((format!("reader_{name}_latency_ns_{suffix}"), value));
-            if let Some(before) = before.get(name) {
-                let tax = value / before.value_at_quantile(quantile).max(1) as f64;
-                metrics.push((format!("reader_{name}_tax_{suffix}"), tax));
+            if let Some(before) = in_quiet.get(suffix) {
+                metrics.push((format!("reader_{name}_tax_{suffix}"), value / before.max(1.0)));
             }
         }
     }
     Ok(metrics)
+}
+
+/// Those of [`QUANTILES`] that there are values enough for.
+fn quantiles(histogram: &Histogram<u64>) -> impl Iterator<Item = (&'static str, f64)> {
+    QUANTILES
+        .iter()
+        .filter(|(_, _, least)| histogram.len() >= *least)
+        .map(|(suffix, quantile, _)| (*suffix, histogram.value_at_quantile(*quantile) as f64))
 }
 
 /// One histogram for each name.
@@ -376,6 +393,7 @@ mod tests {
         assert_eq!(of(0.7, [0.6, 0.8], aa), Verdict::Slower);
         assert_eq!(of(1.01, [0.97, 1.04], aa), Verdict::Equivalent);
         assert_eq!(of(1.03, [1.01, 1.04], aa), Verdict::Equivalent);
+        assert_eq!(of(1.0, [0.97, 1.04], [0.76, 0.81]), Verdict::Inconclusive);
         assert_eq!(of(1.1, [0.9, 1.3], aa), Verdict::Inconclusive);
         assert_eq!(of(1.1, [1.05, 1.15], [0.85, 1.2]), Verdict::Inconclusive);
         assert_eq!(of(0.92, [0.87, 0.98], [0.76, 0.81]), Verdict::Inconclusive);
@@ -431,7 +449,18 @@ mod tests {
         let tax = rows.iter().find(|row| row.metric == "reader_stat_tax_p99").unwrap();
         assert_eq!((tax.unit.as_str(), tax.verdict), ("x", Verdict::Faster));
         assert!((tax.baseline - 8.0).abs() < 0.05 && (tax.candidate - 2.0).abs() < 0.05, "{tax:?}");
-        assert!(rows.iter().any(|row| row.metric == "reader_stat_latency_ns_p999" && row.unit == "ns"));
+        assert!(rows.iter().any(|row| row.metric == "reader_stat_latency_ns_p99" && row.unit == "ns"));
+        assert!(!rows.iter().any(|row| row.metric.ends_with("p999")), "of 120 looks that is the longest");
+    }
+
+    #[test]
+    fn what_some_boots_lack_is_not_judged_by_the_others() {
+        let arms = [(Arm::Baseline, 100.0), (Arm::Control, 100.0), (Arm::Candidate, 100.0)];
+        let mut run = fixture::with_reader(fixture::run(&arms), "stat");
+        let without = run.samples.iter_mut().filter(|stored| stored.arm == Arm::Candidate && stored.boot < 2);
+        without.for_each(|stored| stored.sample.readers.clear());
+        let rows = of_run(&run).unwrap().rows;
+        assert!(rows.iter().all(|row| !row.metric.starts_with("reader_") && row.boots == 3), "{rows:?}");
     }
 
     #[test]

@@ -3,13 +3,10 @@
 //! [`crate::compare`].
 
 use super::{kernel_of, storm, storm_of, value, verdict};
-use crate::compare::{Comparison, merged};
+use crate::compare::{Comparison, QUANTILES, merged};
 use crate::results::{Arm, Run, StoredSample};
 use hdrhistogram::Histogram;
 use mount_storms::protocol::{Latency, ReaderSample};
-
-/// The quantiles that are told, and how many looks each needs so that it is not just the longest of them.
-const QUANTILES: [(f64, u64); 3] = [(0.5, 2), (0.99, 100), (0.999, 1000)];
 
 /// The header of [`Tax::cells`].
 pub const HEADER: [&str; 8] = [
@@ -25,8 +22,9 @@ pub const HEADER: [&str; 8] = [
 
 /// How to read it.
 pub const READING: &str = "\
-All boots of a kernel together. The tax is a quantile during the storm over the same one in quiet. A quantile of fewer than 100 (p99) or 1000 \
-looks (p99.9) is not told: it would be the longest. The last column compares the boots' own p99 with the baseline's.";
+All boots of a kernel together, without those of the control. The tax is a quantile during the storm over the same one in quiet. A quantile of fewer than 100 (p99) or 1000 \
+looks (p99.9) is not told: it would be the longest. The last column compares the boots' own p99 with the baseline's, if each boot has as \
+many looks.";
 
 /// What one reader saw beside one storm on one kernel.
 pub struct Tax {
@@ -42,7 +40,7 @@ impl Tax {
     /// One for each of [`HEADER`].
     pub fn cells(&self) -> [String; 8] {
         let joined = |cell: &dyn Fn(f64, u64) -> Option<String>| {
-            let cells = QUANTILES.map(|(quantile, least)| cell(quantile, least).unwrap_or_else(|| "-".into()));
+            let cells = QUANTILES.map(|(_, quantile, least)| cell(quantile, least).unwrap_or_else(|| "-".into()));
             cells.join(" / ")
         };
         let of = |histogram: &Histogram<u64>| joined(&|q, least| Some(value(at(histogram, q, least)?, "ns")));
@@ -105,7 +103,7 @@ pub fn taxes(run: &Run, comparison: &Comparison) -> anyhow::Result<Vec<Tax>> {
 fn verdict_of(comparison: &Comparison, name: &str, reader: &str) -> &'static str {
     let metric = format!("reader_{reader}_tax_p99");
     let row = comparison.rows.iter().find(|row| row.metric == metric && storm(row) == name);
-    row.map_or("not compared", |row| verdict(row.verdict))
+    row.map_or("too few looks", |row| verdict(row.verdict))
 }
 
 #[cfg(test)]
@@ -127,10 +125,10 @@ mod tests {
         let run = fixture::with_reader(fixture::run(&arms), "stat");
         let told: Vec<_> = taxes(&run, &of_run(&run).unwrap()).unwrap().iter().map(Tax::cells).collect();
         assert_eq!(told.len(), 2);
-        // Three boots of two iterations of twenty looks each.
+        // Three boots of two iterations of sixty looks each.
         assert_eq!(
             told[0][2..],
-            ["mainline", "1.00 ms / 1.00 ms / -", "8.00 ms / 8.00 ms / -", "8.00 / 8.00 / - x", "120, 120", ""]
+            ["mainline", "1.00 ms / 1.00 ms / -", "8.00 ms / 8.00 ms / -", "8.00 / 8.00 / - x", "360, 360", ""]
         );
         assert_eq!((told[1][2].as_str(), told[1][7].as_str()), ("patched", "faster"));
     }
