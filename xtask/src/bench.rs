@@ -136,6 +136,12 @@ impl Lab<'_> {
             same_machine(&info, machine.info())?;
             fleet.insert(cpus, machine);
         }
+        let host = warning::host_in_words();
+        if host != run.manifest.host && !info.has_virtual_time() {
+            let warning = format!("begun on {}, resumed on {host}", run.manifest.host);
+            events.hear(&Event::Warning(warning.clone()));
+            run.warn(warning)?;
+        }
         if let Some(warning) = other_checkout(&run.manifest.mountlab_commit, &commit_of(self.workshop.root)) {
             events.hear(&Event::Warning(warning.clone()));
             run.warn(warning)?;
@@ -165,6 +171,10 @@ impl Lab<'_> {
             fleet.insert(cpus, machine::open(&kind, &topology(flags, Some(cpus))?, setting, &mut *events)?.machine);
         }
         fleet.retain(|cpus, _| all.contains(cpus));
+        if let Some((cpus, machine)) = fleet.iter().find(|(cpus, machine)| machine.info().cpus != **cpus) {
+            let message = format!("--machine {} has {} CPUs, not {cpus}", flags.machine, machine.info().cpus);
+            return Err(Failure::error(Exit::Usage, message));
+        }
         Ok(fleet)
     }
 
@@ -236,13 +246,17 @@ pub fn commit_of(root: &Path) -> String {
     described().unwrap_or("unknown".into())
 }
 
-/// Writes the generated index of all runs.
+/// Writes the generated index of all runs, if the folder has none or one that was generated.
 ///
 /// # Errors
 /// The folder cannot be written.
 pub fn write_index(results: &Path) -> Result<()> {
+    let index = results.join("README.md");
+    if index.exists() && !std::fs::read_to_string(&index)?.starts_with(report::INDEX_HEAD) {
+        return Ok(());
+    }
     let runs: Vec<Run> = results::all(results).iter().filter_map(|dir| Run::open(dir).ok()).collect();
-    results::write_atomically(&results.join("README.md"), &report::index(&runs, results))
+    results::write_atomically(&index, &report::index(&runs, results))
 }
 
 fn manifest(

@@ -5,7 +5,7 @@ use crate::failure::{Exit, Failure, exit_code};
 use crate::kernel::Kernel;
 use crate::machine::{Boot, BootLog, Limits, Machine, Region};
 use crate::plan::SplitMix64;
-use crate::process::check_interrupt;
+use crate::process::{check_interrupt, interrupted};
 use crate::results::{Arm, Cost, Manifest, PlannedBoot, Run, StoredSample};
 use crate::side_by_side::{host_cpus, side_by_side};
 use anyhow::{Context, Result};
@@ -49,7 +49,10 @@ pub fn measure(run: &mut Run, fleet: &Fleet, guest: &Path, events: Events<'_>) -
         let result = samples.and_then(|samples| run.append(&planned, samples));
         made += 1;
         events.hear(&Event::StageProgress { stage: stage.clone(), done: made, total: Some(total), unit: "boots" });
-        result.map_err(|error| unfinished(run, &planned, &error))
+        match result {
+            Err(error) if !interrupted() => Err(ended_badly(run, &planned, &error)),
+            result => result.map_err(|error| unfinished(run, &planned, &error)),
+        }
     })?;
     let result = format!("{total} boots in {}", run.dir.display());
     events.hear(&Event::StageFinished { stage, result, elapsed: started.elapsed() });
@@ -171,6 +174,18 @@ fn clocks_disagree(guest_ns: u64, machine_ns: u64) -> Option<String> {
     let apart = guest_ns.abs_diff(machine_ns);
     let why = || format!("the guest's clock says {guest_ns} ns, the machine's {machine_ns} ns");
     (apart > CLOCKS_APART_NS.max(machine_ns / 1000)).then(why)
+}
+
+/// Writes down that a boot ended badly: it is made again by `--resume`, and who reads the run then has to know.
+fn ended_badly(run: &mut Run, planned: &PlannedBoot, error: &anyhow::Error) -> anyhow::Error {
+    let name = boot_name(&run.manifest, planned);
+    let why = format!("{error:#}").lines().next().unwrap_or_default().to_owned();
+    match run.warn(format!("boot {name} ended badly and was made again, or is to be: {why}")) {
+        Ok(()) => unfinished(run, planned, error),
+        Err(unwritten) => {
+            unfinished(run, planned, &Failure::error(exit_code(error), format!("{error:#}\n{unwritten:#}")))
+        }
+    }
 }
 
 /// What a user should know when a boot went wrong; the exit code stays that of the cause.

@@ -199,9 +199,14 @@ impl Run {
     /// because others are about to come behind them.
     ///
     /// # Errors
-    /// As [`Run::open`]; or the folder cannot be written.
+    /// As [`Run::open`]; the run is finished; or the folder cannot be written.
     pub fn open_to_continue(dir: &Path, _claim: &Claim) -> Result<Run> {
         let run = Run::open(dir)?;
+        if run.remaining().is_empty() {
+            let dir = dir.display();
+            let message = format!("{dir} is finished: there is nothing to resume\nnext: cargo xtask report {dir}");
+            return Err(Failure::error(Exit::Usage, message));
+        }
         let lines = run.samples.iter().map(|stored| Ok(serde_json::to_string(stored)? + "\n"));
         let path = dir.join("samples.jsonl");
         if path.exists() {
@@ -243,7 +248,8 @@ impl Run {
         self.manifest.boots.iter().filter(missing).copied().collect()
     }
 
-    /// A fresh folder for the logs of one boot: `<arm>/boot-N`, in a sweep `<arm>/cpus-C-boot-N`.
+    /// A fresh folder for the logs of one boot: `<arm>/boot-N`, in a sweep `<arm>/cpus-C-boot-N`. What an earlier try has left there is kept
+    /// beside it: it may show why that went wrong.
     ///
     /// # Errors
     /// It cannot be made.
@@ -251,7 +257,9 @@ impl Run {
         let sweep = if self.manifest.cpus().len() > 1 { format!("cpus-{}-", planned.cpus) } else { String::new() };
         let dir = self.dir.join(arm_name(planned.arm)).join(format!("{sweep}boot-{}", planned.boot));
         if dir.exists() {
-            fs::remove_dir_all(&dir)?;
+            let beside = |number: u32| dir.with_file_name(format!("{sweep}boot-{}-try-{number}", planned.boot));
+            let free = (1..).map(beside).find(|beside| !beside.exists()).context("no number is free")?;
+            fs::rename(&dir, &free).with_context(|| format!("cannot rename {}", dir.display()))?;
         }
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(dir)
@@ -543,10 +551,10 @@ pub mod fixture {
         run
     }
 
-    /// Twenty calls around `ns`.
+    /// Sixty calls around `ns`.
     pub fn latency(ns: u64) -> Latency {
         let mut histogram = Histogram::<u64>::new(3).unwrap();
-        (0..20).for_each(|n| histogram.record(ns + n).unwrap());
+        (0..60).for_each(|n| histogram.record(ns + n).unwrap());
         let mut bytes = Vec::new();
         V2Serializer::new().serialize(&histogram, &mut bytes).unwrap();
         Latency {

@@ -95,6 +95,15 @@ fn each_bad_end_has_its_code_and_resume_finishes_the_run() {
         assert!([0, 75].contains(&code(&resumed)), "{script}: {}", stderr(&resumed));
         let after = std::fs::read_to_string(Path::new(&bench.first_run()).join("samples.jsonl")).unwrap();
         assert!(after.starts_with(&measured) && after.len() > measured.len(), "{script}: what was measured is kept");
+        let report = std::fs::read_to_string(Path::new(&bench.first_run()).join("report.md")).unwrap();
+        assert!(report.contains("**Warning:** boot 4/6") && report.contains("ended badly"), "{script}: {report}");
+        let tries = ["baseline", "candidate", "control"]
+            .iter()
+            .flat_map(|arm| std::fs::read_dir(Path::new(&bench.first_run()).join(arm)).unwrap().flatten());
+        let kept = tries.filter(|entry| entry.file_name().to_string_lossy().ends_with("-try-1")).count();
+        assert_eq!(kept, 1, "{script}: the console that shows it is kept");
+        let again = bench.bench("mock", &["--resume", &bench.first_run()]);
+        assert_eq!(code(&again), 2, "{script}: nothing is left to resume: {}", stderr(&again));
     }
 }
 
@@ -142,6 +151,27 @@ fn reports_come_from_files_alone() {
     assert_eq!(std::fs::read_to_string(Path::new(&run).join("report.md")).unwrap(), report);
     assert!(stdout(&bench.run(&["compare", &run])).contains("faster"));
     assert!(stdout(&bench.run(&["compare", &run, &run])).contains("equivalent"));
+}
+
+#[test]
+fn an_index_overwrites_nobody_elses_readme() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.results()).unwrap();
+    let readme = bench.results().join("README.md");
+    std::fs::write(&readme, "# mine\n").unwrap();
+    bench.bench("mock:patched=0.5", &[]);
+    assert_eq!(code(&bench.run(&["report", &bench.first_run()])), 0);
+    assert_eq!(std::fs::read_to_string(readme).unwrap(), "# mine\n");
+}
+
+#[test]
+fn the_suite_is_for_chosen_kernels_and_not_for_the_hosts() {
+    let bench = Bench::new();
+    for arguments in [&["test", "--machine", "host"][..], &["test", "--mutants", "--machine", "host"]] {
+        let output = bench.run(arguments);
+        assert_eq!(code(&output), 2, "{}", stderr(&output));
+        assert!(stderr(&output).contains("in guests"), "{}", stderr(&output));
+    }
 }
 
 #[test]

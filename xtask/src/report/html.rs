@@ -1,7 +1,8 @@
 //! report.html: the same as report.md for a browser, in one file, with a drawing per storm.
 
 use super::curve::curves;
-use super::{interval, mark, storm, svg, value, verdict};
+use super::reader::reader_of;
+use super::{interval, mark, storm, storm_of, svg, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC, Row, containers_per_s};
 use crate::results::{Arm, Run};
 use crate::stats::mean;
@@ -26,15 +27,17 @@ pub fn report(run: &Run, comparison: &Comparison) -> Result<String> {
     let title = escaped(&title);
     let withheld: String =
         comparison.withheld.iter().map(|why| format!("<p class=withheld>No number for {}</p>", escaped(why))).collect();
-    let (main, calls): (Vec<&Row>, Vec<&Row>) = comparison.rows.iter().partition(|row| row.metric == MAIN_METRIC);
-    let figures =
-        run.manifest.points.iter().filter(|point| comparison.is_published(point)).map(|point| figure(run, point));
+    let (main, others): (Vec<&Row>, Vec<&Row>) = comparison.rows.iter().partition(|row| row.metric == MAIN_METRIC);
+    let (readers, calls): (Vec<&Row>, Vec<&Row>) = others.into_iter().partition(|row| reader_of(&row.metric).is_some());
+    let published = run.manifest.points.iter().filter(|point| comparison.is_published(point));
+    let figures = published.map(|point| figure(run, comparison, point));
     let figures = figures.collect::<Result<String>>()?;
     let info = &run.manifest.machine;
     Ok(format!(
         "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>{title}</title>\
          <style>{STYLE}</style>\n<h1>{title}</h1>\n<p>{} {}, {} CPUs; host: {}; started {}.</p>\n{}{withheld}\n\
-         {}<h2>Containers per second{}</h2>\n{}\n{figures}\n<h2>Latency of single calls{}</h2>\n{}\n\
+         {}<h2>Containers per second{}</h2>\n{}\n{figures}\n<h2>What readers pay, boot by boot{}</h2>\n{}\n\
+         <h2>Latency of single calls{}</h2>\n{}\n\
          <p>How to read this, and how to repeat it: report.md beside this file.</p>\n</html>\n",
         escaped(&info.kind),
         escaped(&info.version),
@@ -45,6 +48,8 @@ pub fn report(run: &Run, comparison: &Comparison) -> Result<String> {
         scaling(run, comparison)?,
         mark(comparison),
         table(comparison, &main),
+        mark(comparison),
+        table(comparison, &readers),
         mark(comparison),
         table(comparison, &calls),
     ))
@@ -87,7 +92,7 @@ fn line(row: &Row) -> String {
     )
 }
 
-fn figure(run: &Run, point: &StormPoint) -> Result<String> {
+fn figure(run: &Run, comparison: &Comparison, point: &StormPoint) -> Result<String> {
     let mut arms: BTreeMap<Arm, BTreeMap<u32, Vec<f64>>> = BTreeMap::new();
     for stored in run.samples.iter().filter(|stored| &stored.sample.point == point) {
         if let Some(rate) = containers_per_s(&stored.sample) {
@@ -101,8 +106,7 @@ fn figure(run: &Run, point: &StormPoint) -> Result<String> {
     };
     let per_boot = |boots: BTreeMap<u32, Vec<f64>>| boots.values().map(|rates| mean(rates)).collect();
     let arms: Vec<(String, Vec<f64>)> = arms.into_iter().map(|(arm, boots)| (kernel(arm), per_boot(boots))).collect();
-    let on = if point.cpus == 0 { String::new() } else { format!(", {} CPUs", point.cpus) };
-    let title = format!("{:?}, {} layers", point.profile, point.layers).to_lowercase() + &on;
+    let title = storm_of(point, run) + mark(comparison);
     Ok(format!("<figure>{}</figure>\n", svg::dots(&title, "containers per second", &arms)?))
 }
 

@@ -171,7 +171,7 @@ mod tests {
             stored.sample.oracle.checks.insert(LEDGER_DURING.into(), 7);
         }
         let text = full_ledger(&run, &comparison);
-        assert!(text.contains("on patched: clean; 120 mounts in 6 timed storms"), "{text}");
+        assert!(text.contains("on patched: clean; 360 mounts in 6 timed storms"), "{text}");
         assert!(text.contains("in 42 looks"), "{text}");
         run.samples.last_mut().unwrap().sample.oracle.failures.push("the ledger does not add up".into());
         assert!(full_ledger(&run, &comparison).contains("on patched: 1 failures; "));

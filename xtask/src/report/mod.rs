@@ -14,7 +14,7 @@ use crate::results::{Arm, Run, write_atomically};
 use anyhow::Result;
 use mount_storms::protocol::StormPoint;
 
-pub use markdown::index;
+pub use markdown::{INDEX_HEAD, index};
 pub use terminal::{comparison, table};
 
 /// Writes comparison.json, report.md, report.html and the curves of a sweep into the run's folder.

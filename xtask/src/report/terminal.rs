@@ -4,7 +4,7 @@ use super::curve::{Curve, Line, curves};
 use super::reader::{HEADER, Tax, taxes};
 use super::{interval, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC};
-use crate::results::Run;
+use crate::results::{Arm, Run};
 
 /// The tables of a run, and where its report is.
 pub fn table(run: &Run, comparison: &Comparison) -> String {
@@ -73,9 +73,14 @@ fn aligned_curve(curve: &Curve) -> String {
 /// "tcg, 2 CPUs, 5 boots each".
 fn where_measured(run: &Run) -> String {
     let info = &run.manifest.machine;
-    let boots = run.manifest.boots.iter().map(|boot| boot.boot + 1).max().unwrap_or(0);
+    let of = |arm| run.samples.iter().filter(move |stored| stored.arm == arm).map(|stored| stored.boot);
+    let count = |arm| of(arm).collect::<std::collections::BTreeSet<u32>>().len();
+    let boots = match (count(Arm::Baseline), count(Arm::Candidate)) {
+        (baseline, candidate) if baseline == candidate || candidate == 0 => format!("{baseline} boots each"),
+        (baseline, candidate) => format!("{baseline} and {candidate} boots"),
+    };
     let cpus: Vec<String> = run.manifest.cpus().iter().map(u32::to_string).collect();
-    format!("{}, {} CPUs, {boots} boots each", info.kind, cpus.join(", "))
+    format!("{}, {} CPUs, {boots}", info.kind, cpus.join(", "))
 }
 
 fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
