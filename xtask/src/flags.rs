@@ -53,14 +53,14 @@ pub struct SetupFlags {
 /// Where a guest runs.
 #[derive(Clone, Debug, Args)]
 pub struct MachineFlags {
-    /// auto | simulated | kvm | tcg | virtme | host | mock[:SCRIPT]
+    /// auto | simulated | kvm | tcg | virtme | host (not `test`) | mock[:SCRIPT]; `boot` is in tcg alone
     #[arg(long, default_value = "auto", value_name = "MACHINE")]
     pub machine: String,
-    /// A file of vm-configs/, without `.toml` [default: smoke]
+    /// A file of vm-configs/, without `.toml` [default: smoke, 2 CPUs]
     #[arg(long, value_name = "NAME")]
     pub topology: Option<String>,
     /// CPUs of the guest, instead of the topology's; `bench` takes a list [default there, if simulated and without --topology: 1,8,32,64]
-    #[arg(long, value_delimiter = ',', value_name = "N,...", value_parser = clap::value_parser!(u32).range(1..=512))]
+    #[arg(long, value_delimiter = ',', value_name = "N,...", value_parser = clap::value_parser!(u32).range(1..=255))]
     pub cpus: Vec<u32>,
 }
 
@@ -75,7 +75,7 @@ pub struct SourceFlags {
 /// Flags of `bench`.
 #[derive(Clone, Debug, Args)]
 pub struct BenchFlags {
-    /// The candidate: a name of kernels.toml, `patched@N`, `mutant:NAME`, a path to a tree, or `git:URL#ref`
+    /// The candidate: a name of kernels.toml, `patched@N`, `mutant:NAME`, `mutant:NAME@KERNEL`, a path to a tree, or `git:URL#ref`
     #[arg(long, default_value = "patched", value_name = "KERNEL")]
     pub kernel: String,
     /// The reference, spelled like --kernel

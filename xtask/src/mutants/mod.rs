@@ -12,7 +12,7 @@ use crate::flags::TestFlags;
 use crate::kernel::{Kernel, Patch, Workshop};
 use crate::machine::{self, Boot, BootLog, Fallback, Limits, Machine, MachineKind, Setting};
 use crate::results::plain;
-use crate::test::patience;
+use crate::test::{patience, refuse_host};
 use crate::{bench, console, guest, measure, setup, small_storm};
 use anyhow::{Context, Result};
 use header::Mutant;
@@ -53,6 +53,7 @@ pub fn mutants(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exi
     let chosen = chosen(&all, flags)?;
     workshop.check_names(&[&flags.on], &["base", &flags.lane])?;
     let kind = MachineKind::parse(&flags.machine.machine)?;
+    refuse_host(&kind)?;
     machine::check(&kind)?;
     let topology = bench::topology(&flags.machine, flags.machine.one_cpus()?)?;
     let guest = guest::build(root, events)?;

@@ -116,7 +116,8 @@ pub fn equal(name: &str, limit: f64, boots: &[Vec<Region>]) -> Check {
     let first = boots.first().map(times).unwrap_or_default();
     let off = |times: Vec<u64>| {
         let pairs = times.iter().zip(&first).map(|(a, b)| (*a as f64 / *b as f64 - 1.0).abs());
-        if times.len() == first.len() { pairs.fold(0.0, f64::max) } else { f64::INFINITY }
+        let are_times = times.len() == first.len() && !times.is_empty() && first.iter().all(|time| *time > 0);
+        if are_times { pairs.fold(0.0, f64::max) } else { f64::INFINITY }
     };
     let worst = boots.iter().map(|boot| off(times(boot))).fold(0.0, f64::max);
     let total: u64 = first.iter().sum();

@@ -8,7 +8,7 @@ pub use totals::Totals;
 
 use crate::cache::Cache;
 use crate::event::{Event, Events};
-use crate::failure::{Exit, exit_code};
+use crate::failure::{Exit, Failure, exit_code};
 use crate::flags::TestFlags;
 use crate::kernel::Workshop;
 use crate::machine::{self, MachineKind};
@@ -24,12 +24,13 @@ use std::time::Duration;
 /// # Errors
 /// A part that could not be run at all. A part that ran and failed is counted, and makes the exit code 1.
 pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> {
+    let kind = MachineKind::parse(&flags.machine.machine)?;
+    refuse_host(&kind)?;
     setup::ensure(&flags.setup, events)?;
     let cache = Cache::lock()?;
     let workshop = Workshop { root, cache: &cache, source: flags.source.source.as_deref() };
     let names: Vec<&str> = std::iter::once("mainline").chain(flags.kernel.iter().map(String::as_str)).collect();
     workshop.check_names(&names, &["base", &flags.lane])?;
-    let kind = MachineKind::parse(&flags.machine.machine)?;
     machine::check(&kind)?;
     let topology = bench::topology(&flags.machine, flags.machine.one_cpus()?)?;
     let mut totals = Totals::default();
@@ -46,6 +47,17 @@ pub fn test(flags: &TestFlags, root: &Path, events: Events<'_>) -> Result<Exit> 
     }
     println!("{totals}");
     Ok(if totals.failed == 0 { Exit::Success } else { Exit::Regression })
+}
+
+/// The host runs one kernel, and which is not ours to say: it can be told apart from no other, and none is mainline.
+pub fn refuse_host(kind: &MachineKind) -> Result<()> {
+    match kind {
+        MachineKind::Host => {
+            let message = "--machine host: the suite tests chosen kernels, in guests\nnext: leave --machine out";
+            Err(Failure::error(Exit::Usage, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Runs a part that is one command: passed or failed as a whole.
