@@ -37,6 +37,8 @@ pub struct Line {
 pub struct Curve {
     /// "detach, tmpfs, shared parent, 10 layers".
     pub storm: String,
+    /// The numbers of CPUs that it was made on, those where it is withheld as well.
+    pub cpus: BTreeSet<u32>,
     /// Baseline first.
     pub lines: Vec<Line>,
 }
@@ -50,7 +52,12 @@ pub fn curves(run: &Run, comparison: &Comparison) -> Vec<Curve> {
     let published: Vec<&StormPoint> =
         run.manifest.points.iter().filter(|point| comparison.is_published(point)).collect();
     let storms: BTreeSet<String> = published.iter().copied().map(storm).collect();
-    storms.into_iter().map(|storm| Curve { lines: lines(run, &published, &storm), storm }).collect()
+    let curve = |of_storm: String| {
+        let cpus =
+            run.manifest.points.iter().filter(|point| storm(point) == of_storm).map(|point| point.cpus).collect();
+        Curve { cpus, lines: lines(run, &published, &of_storm), storm: of_storm }
+    };
+    storms.into_iter().map(curve).collect()
 }
 
 /// What the points of one curve have in common.
@@ -87,17 +94,26 @@ fn place<'a>(cpus: u32, boots: impl Iterator<Item = &'a Vec<f64>>) -> Place {
     Place { cpus, mean: mean(&rates), low, high, boots: rates.len() }
 }
 
+impl Line {
+    /// Its places without those between which one of `cpus` is missing: what may be joined.
+    pub fn unbroken(&self, cpus: &BTreeSet<u32>) -> Vec<Vec<Place>> {
+        let has = |cpus: u32| self.places.iter().find(|place| place.cpus == cpus).copied();
+        let known: Vec<Option<Place>> = cpus.iter().map(|cpus| has(*cpus)).collect();
+        let parts = known.split(Option::is_none).map(|part| part.iter().flatten().copied().collect::<Vec<Place>>());
+        parts.filter(|part| !part.is_empty()).collect()
+    }
+}
+
 impl Curve {
     /// As a Markdown table: one row for each kernel, "mean (slowest .. fastest boot)" for each number of CPUs.
     pub fn markdown(&self) -> String {
-        let cpus: Vec<u32> = self.lines.iter().flat_map(|line| &line.places).map(|place| place.cpus).collect();
-        let cpus: BTreeSet<u32> = cpus.into_iter().collect();
+        let cpus = &self.cpus;
         let head: String = cpus.iter().map(|cpus| format!(" {cpus} |")).collect();
         let mut text = format!("| CPUs |{head}\n|---|{}\n", "---:|".repeat(cpus.len()));
         for line in &self.lines {
             let cell = |cpus: &u32| match line.places.iter().find(|place| place.cpus == *cpus) {
                 Some(place) => format!(" {:.0} ({:.0} .. {:.0}) |", place.mean, place.low, place.high),
-                None => " |".to_owned(),
+                None => " withheld |".to_owned(),
             };
             text += &format!("| {} |{}\n", line.name, cpus.iter().map(cell).collect::<String>());
         }
@@ -109,7 +125,7 @@ impl Curve {
     /// # Errors
     /// The drawing library's.
     pub fn svg(&self, mark: &str) -> Result<String> {
-        svg::curve(&format!("{}{mark}", self.storm), "containers per second", &self.lines)
+        svg::curve(&format!("{}{mark}", self.storm), "containers per second", self)
     }
 
     /// File of the drawing: "curve-detach-tmpfs-shared-parent-10-layers.svg".
@@ -163,6 +179,11 @@ mod tests {
         let curves = of(&run);
         let cpus = curves[0].lines.iter().map(|line| line.places.iter().map(|place| place.cpus).collect::<Vec<_>>());
         assert_eq!(cpus.collect::<Vec<_>>(), [[2], [2]]);
+        assert!(curves[0].markdown().contains("| withheld |"), "{}", curves[0].markdown());
+        let place = |cpus| Place { cpus, mean: 1.0, low: 1.0, high: 1.0, boots: 1 };
+        let line = Line { name: "mainline".into(), places: [8, 64].map(place).into() };
+        assert_eq!(line.unbroken(&[8, 64].into()).len(), 1);
+        assert_eq!(line.unbroken(&[8, 32, 64].into()).len(), 2, "no line is drawn past what is withheld");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Drawings: one dot per boot and arm, so that a reader sees the spread that an interval only sums up; and a line per kernel over the
 //! number of CPUs.
 
-use super::curve::Line;
+use super::curve::Curve;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
@@ -71,13 +71,14 @@ fn draw(
 ///
 /// # Errors
 /// The drawing library's.
-pub fn curve(title: &str, unit: &str, lines: &[Line]) -> Result<String> {
+pub fn curve(title: &str, unit: &str, curve: &Curve) -> Result<String> {
     let mut text = String::new();
-    draw_curve(&mut text, title, unit, lines).map_err(|error| anyhow!("drawing {title}: {error}"))?;
+    draw_curve(&mut text, title, unit, curve).map_err(|error| anyhow!("drawing {title}: {error}"))?;
     Ok(text)
 }
 
-fn draw_curve(text: &mut String, title: &str, unit: &str, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
+fn draw_curve(text: &mut String, title: &str, unit: &str, curve: &Curve) -> Result<(), Box<dyn std::error::Error>> {
+    let lines = &curve.lines;
     let places = || lines.iter().flat_map(|line| &line.places);
     let most = places().fold(0.0_f64, |most, place| most.max(place.high));
     let cpus = places().map(|place| place.cpus).max().unwrap_or(1);
@@ -100,11 +101,15 @@ fn draw_curve(text: &mut String, title: &str, unit: &str, lines: &[Line]) -> Res
     for (index, line) in lines.iter().enumerate() {
         // Grey is the control's, and no line here.
         let colour = if index == 0 { COLOURS[0] } else { COLOURS[2] };
-        let points = line.places.iter().map(|place| (f64::from(place.cpus), place.mean));
-        chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(2)).point_size(3))?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+        for (part, places) in line.unbroken(&curve.cpus).into_iter().enumerate() {
+            let points = places.iter().map(|place| (f64::from(place.cpus), place.mean));
+            let series = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)).point_size(3))?;
+            if part == 0 {
+                series
+                    .label(&line.name)
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+            }
+        }
         let bars = line.places.iter().map(|place| {
             ErrorBar::new_vertical(f64::from(place.cpus), place.low, place.mean, place.high, colour.stroke_width(1), 6)
         });

@@ -61,12 +61,12 @@ fn aligned_curve(curve: &Curve) -> String {
         let place = line.places.iter().find(|place| place.cpus == cpus)?;
         Some(format!("{:.0} ({:.0} .. {:.0})", place.mean, place.low, place.high))
     };
-    let cpus = curve.lines.iter().flat_map(|line| &line.places).map(|place| place.cpus);
-    let cpus: std::collections::BTreeSet<u32> = cpus.collect();
     let name = |at: usize| curve.lines.get(at).map_or(String::new(), |line| line.name.clone());
     let mut lines = vec![["CPUs".to_owned(), name(0), name(1)]];
-    let cell_of = |at: usize, cpus| curve.lines.get(at).and_then(|line| cell(line, cpus)).unwrap_or_default();
-    lines.extend(cpus.into_iter().map(|cpus| [cpus.to_string(), cell_of(0, cpus), cell_of(1, cpus)]));
+    let cell_of = |at: usize, cpus| curve.lines.get(at).map(|line| cell(line, cpus).unwrap_or("withheld".into()));
+    let row =
+        |cpus: u32| [cpus.to_string(), cell_of(0, cpus).unwrap_or_default(), cell_of(1, cpus).unwrap_or_default()];
+    lines.extend(curve.cpus.iter().copied().map(row));
     aligned(&lines)
 }
 
