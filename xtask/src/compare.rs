@@ -124,6 +124,7 @@ pub fn of_two_runs(first: &Run, second: &Run) -> Result<(Run, Comparison)> {
         ("number of CPUs", a.machine.cpus != b.machine.cpus),
         ("memory", a.machine.memory_mib != b.machine.memory_mib),
         ("topology", a.machine.topology != b.machine.topology),
+        ("host", !a.machine.has_virtual_time() && hardware(&a.host) != hardware(&b.host)),
         ("storms", a.points != b.points),
         ("iterations", (a.iterations, a.warmup_iterations) != (b.iterations, b.warmup_iterations)),
         ("how containers were started", a.manner != b.manner),
@@ -143,6 +144,11 @@ pub fn of_two_runs(first: &Run, second: &Run) -> Result<(Run, Comparison)> {
     let both = Run { samples, manifest, dir: first.dir.clone() };
     let comparison = judged(&both)?;
     Ok((both, comparison))
+}
+
+/// A host in words, without its kernel: on bare metal that is what the two runs are to differ in.
+fn hardware(host: &str) -> Vec<&str> {
+    host.split(", ").filter(|part| !part.starts_with("Linux ")).collect()
 }
 
 /// Two kernels under names that differ: on a host both are called "running".
@@ -501,6 +507,13 @@ mod tests {
         };
         assert_eq!(names("7.3.4", "7.3.4-fix"), ["running, 7.3.4", "running, 7.3.4-fix"]);
         assert_eq!(names("7.3.4", "7.3.4"), ["running", "running, 2nd run"]);
+        assert_eq!(
+            hardware("2 x CPU, 24 GiB, Linux 7.3.4, Debian"),
+            hardware("2 x CPU, 24 GiB, Linux 7.3.4-fix, Debian")
+        );
+        let elsewhere =
+            Run { manifest: Manifest { host: "another".into(), ..second.manifest.clone() }, ..second.clone() };
+        assert!(of_two_runs(&first, &elsewhere).unwrap_err().to_string().contains("differ in host"));
         second.samples.retain(|stored| stored.arm == Arm::Control);
         assert!(of_two_runs(&first, &second).unwrap_err().to_string().contains("--resume"));
         assert!(of_two_runs(&second, &first).unwrap_err().to_string().contains("--resume"));
