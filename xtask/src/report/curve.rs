@@ -1,9 +1,9 @@
 //! The scaling curve: throughput against the number of CPUs, for each kernel of a sweep.
 
-use super::svg;
+use super::{interval, svg};
 use crate::compare::{Comparison, containers_per_s};
 use crate::results::{Arm, Run};
-use crate::stats::mean;
+use crate::stats::{mean, ratio_ci95};
 use anyhow::Result;
 use mount_storms::protocol::StormPoint;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,8 @@ pub struct Place {
     pub high: f64,
     /// Boots.
     pub boots: usize,
+    /// This mean over that on the CPUs before, and the 95 % interval of that ratio; none for the fewest CPUs.
+    pub step: Option<(f64, [f64; 2])>,
 }
 
 /// A kernel's places, by ascending number of CPUs.
@@ -81,17 +83,21 @@ fn lines(run: &Run, published: &[&StormPoint], of_storm: &str) -> Vec<Line> {
     let names = [(false, Some(&run.manifest.baseline)), (true, run.manifest.candidate.as_ref())];
     let line = |(is_candidate, kernel): (bool, Option<&crate::kernel::Kernel>)| {
         let of_line = boots.iter().filter(|((candidate, _), _)| *candidate == is_candidate);
-        let places = of_line.map(|((_, cpus), rates)| place(*cpus, rates.values()));
+        let rates: Vec<(u32, Vec<f64>)> =
+            of_line.map(|((_, cpus), boots)| (*cpus, boots.values().map(|rates| mean(rates)).collect())).collect();
+        let before = std::iter::once(None).chain(rates.iter().map(Some));
+        let places =
+            rates.iter().zip(before).map(|((cpus, rates), before)| place(*cpus, rates, before.map(|(_, rates)| rates)));
         Some(Line { name: kernel?.name.clone(), places: places.collect() })
     };
     names.into_iter().filter_map(line).filter(|line| !line.places.is_empty()).collect()
 }
 
-fn place<'a>(cpus: u32, boots: impl Iterator<Item = &'a Vec<f64>>) -> Place {
-    let rates: Vec<f64> = boots.map(|rates| mean(rates)).collect();
+fn place(cpus: u32, rates: &[f64], before: Option<&Vec<f64>>) -> Place {
     let low = rates.iter().copied().fold(f64::INFINITY, f64::min);
     let high = rates.iter().copied().fold(0.0, f64::max);
-    Place { cpus, mean: mean(&rates), low, high, boots: rates.len() }
+    let step = before.map(|before| (mean(rates) / mean(before), ratio_ci95(rates, before)));
+    Place { cpus, mean: mean(rates), low, high, boots: rates.len(), step }
 }
 
 impl Line {
@@ -105,17 +111,30 @@ impl Line {
 }
 
 impl Curve {
-    /// As a Markdown table: one row for each kernel, "mean (slowest .. fastest boot)" for each number of CPUs.
+    /// As a Markdown table: two rows for each kernel, "mean (slowest .. fastest boot)" for each number of CPUs, and what the step from the
+    /// number before brings.
     pub fn markdown(&self) -> String {
         let cpus = &self.cpus;
         let head: String = cpus.iter().map(|cpus| format!(" {cpus} |")).collect();
         let mut text = format!("| CPUs |{head}\n|---|{}\n", "---:|".repeat(cpus.len()));
         for line in &self.lines {
-            let cell = |cpus: &u32| match line.places.iter().find(|place| place.cpus == *cpus) {
+            let of = |cpus: u32| line.places.iter().find(|place| place.cpus == cpus);
+            let cell = |cpus: u32| match of(cpus) {
                 Some(place) => format!(" {:.0} ({:.0} .. {:.0}) |", place.mean, place.low, place.high),
                 None => " withheld |".to_owned(),
             };
-            text += &format!("| {} |{}\n", line.name, cpus.iter().map(cell).collect::<String>());
+            let step = |cpus: u32| match of(cpus).and_then(|place| place.step) {
+                Some((ratio, ci)) => format!(" {ratio:.3} ({}) |", interval(ci)),
+                None => " |".to_owned(),
+            };
+            let row = |cell: &dyn Fn(u32) -> String| cpus.iter().copied().map(cell).collect::<String>();
+            text += &format!(
+                "| {} |{}\n| {}, ratio to the CPUs before |{}\n",
+                line.name,
+                row(&cell),
+                line.name,
+                row(&step)
+            );
         }
         text
     }
@@ -180,7 +199,7 @@ mod tests {
         let cpus = curves[0].lines.iter().map(|line| line.places.iter().map(|place| place.cpus).collect::<Vec<_>>());
         assert_eq!(cpus.collect::<Vec<_>>(), [[2], [2]]);
         assert!(curves[0].markdown().contains("| withheld |"), "{}", curves[0].markdown());
-        let place = |cpus| Place { cpus, mean: 1.0, low: 1.0, high: 1.0, boots: 1 };
+        let place = |cpus| Place { cpus, mean: 1.0, low: 1.0, high: 1.0, boots: 1, step: None };
         let line = Line { name: "mainline".into(), places: [8, 64].map(place).into() };
         assert_eq!(line.unbroken(&[8, 64].into()).len(), 1);
         assert_eq!(line.unbroken(&[8, 32, 64].into()).len(), 2, "no line is drawn past what is withheld");
@@ -197,6 +216,7 @@ mod tests {
         let curve = &of(&sweep())[0];
         let text = curve.markdown();
         assert!(text.starts_with("| CPUs | 2 | 8 |\n|---|---:|---:|\n| mainline | 100 ("), "{text}");
+        assert!(text.contains("\n| patched, ratio to the CPUs before | | 3.000 (2.9"), "{text}");
         let svg = curve.svg(" (simulated)").unwrap();
         assert!(svg.contains("(simulated)") && svg.contains("patched") && svg.contains("<polyline"), "{svg}");
         assert_eq!(curve.file(), "curve-detach-tmpfs-shared-parent-3-layers.svg");
