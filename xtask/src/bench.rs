@@ -137,12 +137,10 @@ impl Lab<'_> {
             fleet.insert(cpus, machine);
         }
         let host = warning::host_in_words();
-        if host != run.manifest.host && !info.has_virtual_time() {
-            let warning = format!("begun on {}, resumed on {host}", run.manifest.host);
-            events.hear(&Event::Warning(warning.clone()));
-            run.warn(warning)?;
-        }
-        if let Some(warning) = other_checkout(&run.manifest.mountlab_commit, &commit_of(self.workshop.root)) {
+        let is_elsewhere = host != run.manifest.host && !info.has_virtual_time();
+        let elsewhere = is_elsewhere.then(|| format!("begun on {}, resumed on {host}", run.manifest.host));
+        let other = other_checkout(&run.manifest.mountlab_commit, &commit_of(self.workshop.root));
+        for warning in elsewhere.into_iter().chain(other) {
             events.hear(&Event::Warning(warning.clone()));
             run.warn(warning)?;
         }

@@ -9,7 +9,7 @@ pub fn mean(values: &[f64]) -> f64 {
 
 /// 95 % interval of mean(numerator) / mean(denominator), by Welch's t for the logarithm of the ratio: boots are few, and two kernels do not
 /// vary alike. (Welch, The generalization of "Student's" problem, Biometrika 34, 1947; a mean's logarithm varies as the mean does, relative to
-/// it.) A bootstrap over as few boots is too narrow: of three it misses one time in five instead of one in twenty.
+/// it.) A percentile bootstrap over as few boots is too narrow.
 ///
 /// One boot of an arm says nothing of how boots vary: then the interval is everything.
 pub fn ratio_ci95(numerator: &[f64], denominator: &[f64]) -> [f64; 2] {

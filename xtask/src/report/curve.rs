@@ -100,6 +100,13 @@ fn place(cpus: u32, rates: &[f64], before: Option<&Vec<f64>>) -> Place {
     Place { cpus, mean: mean(rates), low, high, boots: rates.len(), step }
 }
 
+impl Place {
+    /// "mean (slowest .. fastest boot)".
+    pub fn shown(&self) -> String {
+        format!("{:.0} ({:.0} .. {:.0})", self.mean, self.low, self.high)
+    }
+}
+
 impl Line {
     /// Its places without those between which one of `cpus` is missing: what may be joined.
     pub fn unbroken(&self, cpus: &BTreeSet<u32>) -> Vec<Vec<Place>> {
@@ -120,7 +127,7 @@ impl Curve {
         for line in &self.lines {
             let of = |cpus: u32| line.places.iter().find(|place| place.cpus == cpus);
             let cell = |cpus: u32| match of(cpus) {
-                Some(place) => format!(" {:.0} ({:.0} .. {:.0}) |", place.mean, place.low, place.high),
+                Some(place) => format!(" {} |", place.shown()),
                 None => " withheld |".to_owned(),
             };
             let step = |cpus: u32| match of(cpus).and_then(|place| place.step) {

@@ -1,6 +1,6 @@
 //! The answer on stdout: one line per storm, the control beside the effect.
 
-use super::curve::{Curve, Line, curves};
+use super::curve::{Curve, Line, Place, curves};
 use super::reader::{HEADER, Tax, taxes};
 use super::{interval, mark, storm, value, verdict};
 use crate::compare::{Comparison, MAIN_METRIC};
@@ -57,10 +57,7 @@ fn reader_tax(run: &Run, comparison: &Comparison) -> String {
 
 /// A curve's table in columns: one line for each number of CPUs, one column for each kernel.
 fn aligned_curve(curve: &Curve) -> String {
-    let cell = |line: &Line, cpus: u32| {
-        let place = line.places.iter().find(|place| place.cpus == cpus)?;
-        Some(format!("{:.0} ({:.0} .. {:.0})", place.mean, place.low, place.high))
-    };
+    let cell = |line: &Line, cpus: u32| line.places.iter().find(|place| place.cpus == cpus).map(Place::shown);
     let name = |at: usize| curve.lines.get(at).map_or(String::new(), |line| line.name.clone());
     let mut lines = vec![["CPUs".to_owned(), name(0), name(1)]];
     let cell_of = |at: usize, cpus| curve.lines.get(at).map(|line| cell(line, cpus).unwrap_or("withheld".into()));
